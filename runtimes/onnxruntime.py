@@ -1,0 +1,100 @@
+"""onnxruntime on the CPU."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections import Counter
+from pathlib import Path
+from time import perf_counter_ns
+from typing import Any
+
+from edgekit.bundle import Bundle, Delegation
+from edgekit.errors import BundleCorrupt, InvalidInput, ToolchainMissing
+from edgekit.processing import Arrays, check_arrays
+from edgekit.session import CallLog, SessionStats
+from edgekit.types import TensorSpec
+
+FORMAT = "onnx"
+DISTRIBUTION = "onnxruntime"
+
+
+class OnnxSession:
+    """One open model; see `edgekit.session.Session`."""
+
+    def __init__(self, bundle: Bundle, threads: int) -> None:
+        self.inputs: tuple[TensorSpec, ...] = bundle.manifest.inputs
+        self.outputs: tuple[TensorSpec, ...] = bundle.manifest.outputs
+        self._names = [spec.name for spec in self.outputs]
+        self._session: Any = _open(bundle, _options(threads))
+        self._log = CallLog()
+
+    def run(self, feeds: Arrays) -> Arrays:
+        """One inference."""
+        start = perf_counter_ns()
+        if self._session is None:
+            raise InvalidInput("this session is closed: open another one")
+        check_arrays(feeds, self.inputs)
+        outputs = dict(zip(self._names, self._session.run(self._names, feeds), strict=True))
+        self._log.add(perf_counter_ns() - start)
+        return outputs
+
+    def stats(self) -> SessionStats:
+        """Calls and times so far."""
+        return self._log.stats()
+
+    def close(self) -> None:
+        """Free the model."""
+        self._session = None
+
+    def __enter__(self) -> OnnxSession:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+
+def open_session(bundle: Bundle, *, threads: int = 1) -> OnnxSession:
+    """Load the bundle's model into onnxruntime."""
+    return OnnxSession(bundle, threads)
+
+
+def delegation(bundle: Bundle, feeds: Arrays) -> Delegation:
+    """Run once with onnxruntime's profiler and count the kernels each execution provider ran."""
+    with tempfile.TemporaryDirectory() as folder:
+        options = _options(1)
+        options.enable_profiling = True
+        options.profile_file_prefix = str(Path(folder) / "profile")
+        session = _open(bundle, options)
+        session.run(None, feeds)
+        events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
+    units: dict[str, Counter[str]] = {}
+    for event in events:
+        if event.get("cat") == "Node" and event["name"].endswith("_kernel_time"):
+            unit = event["args"]["provider"].removesuffix("ExecutionProvider").lower()
+            units.setdefault(unit, Counter())[event["args"]["op_name"]] += 1
+    return Delegation(units={unit: dict(ops.most_common()) for unit, ops in units.items()})
+
+
+def _options(threads: int) -> Any:
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise ToolchainMissing("runtime 'onnxruntime' is not installed: pip install 'edgekit[onnxruntime]'") from error
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3  # errors only; they also raise
+    return options
+
+
+def _open(bundle: Bundle, options: Any) -> Any:
+    import onnxruntime
+
+    try:
+        return onnxruntime.InferenceSession(bundle.artifact_path, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime's exception types share no public base
+        raise BundleCorrupt(
+            f"onnxruntime {onnxruntime.__version__} cannot load '{bundle.artifact_path}': {error}. The bundle asks for "
+            f"{bundle.artifact.runtime_version_range}"
+        ) from error

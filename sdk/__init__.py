@@ -1,0 +1,60 @@
+"""edgekit: a PyTorch model in, a verified bundle for a device out, with honest numbers.
+
+    import edgekit
+    bundle = edgekit.export("zoo:efficientnet_lite0", "raspberrypi5", "out")
+    with edgekit.open_session(bundle) as session:
+        outputs = session.run(edgekit.prepare(bundle, "photo.jpg"))
+
+Importing this package imports neither numpy nor torch; each name loads its module on first use.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from edgekit.benchmark import compare as compare
+    from edgekit.benchmark import measure as measure
+    from edgekit.bundle import Bundle as Bundle
+    from edgekit.compression import compress as compress
+    from edgekit.errors import EdgekitError as EdgekitError
+    from edgekit.inference import answer as answer
+    from edgekit.inference import open_session as open_session
+    from edgekit.inference import prepare as prepare
+    from edgekit.pipeline import ExportOptions as ExportOptions
+    from edgekit.pipeline import export as export
+    from edgekit.planning import plan as plan
+    from edgekit.profile import find_device as find_device
+    from edgekit.source import load as load
+    from edgekit.verification import verify as verify
+
+_HOME = {
+    "Bundle": "bundle",
+    "EdgekitError": "errors",
+    "ExportOptions": "pipeline",
+    "answer": "inference",
+    "compare": "benchmark",
+    "compress": "compression",
+    "export": "pipeline",
+    "find_device": "profile",
+    "load": "source",
+    "measure": "benchmark",
+    "open_session": "inference",
+    "plan": "planning",
+    "prepare": "inference",
+    "verify": "verification",
+}
+__all__ = ["__version__", *sorted(_HOME)]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        return getattr(import_module(f"edgekit.{_HOME[name]}"), name)
+    raise AttributeError(f"module 'edgekit' has no attribute '{name}'")
+
+
+def __dir__() -> list[str]:
+    return __all__

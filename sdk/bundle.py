@@ -1,0 +1,249 @@
+"""The bundle: a folder with the model, what goes around it, and a manifest that vouches for every byte.
+
+    OUT/manifest.json    this module's `Manifest`
+    OUT/model.onnx       the artifact (and external data files beside it)
+    OUT/golden.npz       real inputs and PyTorch's outputs: `in.<sample>.<tensor>`, `out.<sample>.<tensor>`
+    OUT/assets/          labels, tokenizer
+
+Nothing in a bundle is executed or unpickled, and no path in it may leave the folder.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any, Literal
+
+import msgspec
+import numpy as np
+
+from edgekit.errors import BundleCorrupt, InvalidInput
+from edgekit.measurement import Measurement
+from edgekit.parity import Parity
+from edgekit.processing import Arrays, Postprocess, Preprocess
+from edgekit.types import Change, DynamicDim, ModelSource, Precision, TensorSpec, Value
+
+SCHEMA_VERSION = 1
+MANIFEST = "manifest.json"
+GOLDEN = "golden.npz"
+MAX_MANIFEST_BYTES = 64 << 20  # a sane one is under 1 MB
+
+
+class _FileRecord(Value, frozen=True, kw_only=True):
+    path: str  # relative to the bundle, with forward slashes
+    bytes: int
+    sha256: str
+
+
+class Artifact(_FileRecord, frozen=True, kw_only=True):
+    """A model file and the runtime that reads it."""
+
+    format: str
+    runtime: str
+    runtime_version_range: str  # "onnxruntime>=1.20,<2"
+
+
+class Asset(_FileRecord, frozen=True, kw_only=True):
+    """A file the artifact or its pre- and postprocessing needs."""
+
+    role: Literal["golden", "external_data", "processing"]
+
+
+class WeightPrecision(Value, frozen=True, kw_only=True):
+    """What the artifact really holds, read back from the file: bytes of weights by dtype."""
+
+    name: Precision  # what was asked for and found
+    weight_bytes: dict[str, int]
+    quantized_ops: int  # ops that compute in fewer than 16 bits
+    float_ops: int  # ops with weights that stayed in float
+
+
+class CalibrationRecord(Value, frozen=True, kw_only=True):
+    """The samples that set the activation ranges."""
+
+    origin: str
+    samples: int
+    sha256: str
+
+
+class PlanRecord(Value, frozen=True, kw_only=True):
+    """The plan as plain data; `edgekit.planning` gives it behaviour."""
+
+    device: str
+    format: str
+    precision: Precision
+    passes: tuple[dict[str, Any], ...]
+    reasons: tuple[str, ...] = ()
+
+
+class Delegation(Value, frozen=True, kw_only=True):
+    """Which unit or delegate ran how many ops of each type."""
+
+    units: dict[str, dict[str, int]]
+
+
+class Manifest(Value, frozen=True, kw_only=True):
+    """Everything a runtime, a person or a script needs to know about a bundle."""
+
+    schema_version: int
+    name: str
+    source: ModelSource
+    device: str
+    plan: PlanRecord
+    precision: WeightPrecision
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    dynamic: tuple[DynamicDim, ...] = ()
+    preprocess: Preprocess | None = None
+    postprocess: Postprocess | None = None
+    artifacts: tuple[Artifact, ...]
+    assets: tuple[Asset, ...] = ()
+    calibration: CalibrationRecord | None = None
+    changes: tuple[Change, ...] = ()
+    parity: Parity | None = None
+    delegation: Delegation | None = None
+    measurements: tuple[Measurement, ...] = ()
+    warnings: tuple[str, ...] = ()
+    tool_versions: dict[str, str] = {}
+    created_utc: str
+
+
+def manifest_schema() -> str:
+    """The JSON Schema of `manifest.json`, as it ships in `manifest.schema.json`."""
+    schema = {"$schema": "https://json-schema.org/draft/2020-12/schema", **msgspec.json.schema(Manifest)}
+    return msgspec.json.format(msgspec.json.encode(schema, order="sorted"), indent=2).decode() + "\n"
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A bundle on disk whose files were checked against its manifest."""
+
+    path: Path
+    manifest: Manifest
+
+    @classmethod
+    def open(cls, path: str | Path) -> Bundle:
+        """Read and check a bundle. Raises `BundleCorrupt` that names the file, `InvalidInput` when it is no bundle."""
+        root = Path(path)
+        manifest = _read_manifest(root)
+        for record in (*manifest.artifacts, *manifest.assets):
+            _check_file(root, record)
+        return cls(root, manifest)
+
+    @property
+    def artifact(self) -> Artifact:
+        """The model file."""
+        return self.manifest.artifacts[0]
+
+    @property
+    def artifact_path(self) -> Path:
+        """Where the model file lies."""
+        return self.path / self.artifact.path
+
+    @property
+    def model_bytes(self) -> int:
+        """Size of the model file with its external data."""
+        data = sum(a.bytes for a in self.manifest.assets if a.role == "external_data")
+        return sum(a.bytes for a in self.manifest.artifacts) + data
+
+    def assets(self) -> Mapping[str, bytes]:
+        """The files that pre- and postprocessing read, by their plain name."""
+        wanted = (a for a in self.manifest.assets if a.role == "processing")
+        return {PurePosixPath(a.path).name: (self.path / a.path).read_bytes() for a in wanted}
+
+    def golden(self) -> list[tuple[Arrays, Arrays]]:
+        """Real inputs with PyTorch's outputs. Raises `BundleCorrupt` when the file is not what it should be."""
+        return read_golden(self.path / GOLDEN)
+
+
+def write_golden(path: Path, pairs: list[tuple[Arrays, Arrays]]) -> None:
+    """Store inputs and expected outputs, sample by sample."""
+    named = {
+        f"{side}.{index}.{name}": array
+        for index, pair in enumerate(pairs)
+        for side, arrays in zip(("in", "out"), pair, strict=True)
+        for name, array in arrays.items()
+    }
+    np.savez_compressed(path, allow_pickle=False, **named)
+
+
+def read_golden(path: Path) -> list[tuple[Arrays, Arrays]]:
+    """The inverse of `write_golden`; never unpickles."""
+    pairs: dict[int, tuple[Arrays, Arrays]] = {}
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            for key in stored.files:
+                side, index, name = key.split(".", 2)
+                pairs.setdefault(int(index), ({}, {}))[("in", "out").index(side)][name] = stored[key]
+    except FileNotFoundError as error:
+        raise BundleCorrupt(f"'{path}' is missing: the bundle was exported without golden samples") from error
+    except Exception as error:  # zipfile, zlib and numpy raise a dozen types for damaged archives
+        raise BundleCorrupt(f"'{path}' is not a readable set of golden samples: {error}") from error
+    return [pairs[index] for index in sorted(pairs)]
+
+
+def file_sha256(path: Path) -> str:
+    """Hex sha256 of a file's content."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def record_file(root: Path, path: str) -> dict[str, Any]:
+    """Path, size and hash of a file inside a bundle, for `Artifact` or `Asset`."""
+    return {"path": path, "bytes": (root / path).stat().st_size, "sha256": file_sha256(root / path)}
+
+
+def _read_manifest(root: Path) -> Manifest:
+    path = root / MANIFEST
+    if not path.is_file():
+        raise InvalidInput(f"'{root}' is not a bundle: it has no {MANIFEST}. Make one with: edgekit export -o {root}")
+    if (size := path.stat().st_size) > MAX_MANIFEST_BYTES:
+        raise BundleCorrupt(f"'{path}' has {size} bytes; no sane manifest has more than {MAX_MANIFEST_BYTES}")
+    text = path.read_bytes()
+    try:
+        version = msgspec.json.decode(text, type=_Versioned).schema_version
+        if version > SCHEMA_VERSION:
+            raise BundleCorrupt(
+                f"'{path}' has schema version {version}, this edgekit reads up to {SCHEMA_VERSION}: "
+                "pip install --upgrade edgekit"
+            )
+        manifest = msgspec.json.decode(text, type=Manifest)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise BundleCorrupt(f"'{path}' is not a valid manifest: {error}") from error
+    if not manifest.artifacts:
+        raise BundleCorrupt(f"'{path}' lists no artifact")
+    return manifest
+
+
+class _Versioned(msgspec.Struct):
+    schema_version: int
+
+
+def _check_file(root: Path, record: _FileRecord) -> None:
+    path = root / safe_relative(record.path, root)
+    if not path.is_file():
+        raise BundleCorrupt(f"'{path}' is missing: copy the whole bundle folder again, or export it again")
+    if not path.resolve().is_relative_to(root.resolve()):
+        raise BundleCorrupt(f"'{path}' is a link that leaves the bundle")
+    if (size := path.stat().st_size) != record.bytes:
+        raise BundleCorrupt(f"'{path}' has {size} bytes, the manifest says {record.bytes}: it was cut or replaced")
+    if file_sha256(path) != record.sha256:
+        raise BundleCorrupt(f"'{path}' was altered: its sha256 is not the manifest's")
+
+
+def safe_relative(path: str, root: Path) -> PurePosixPath:
+    """`path` if it stays inside the bundle on every system, else `BundleCorrupt`."""
+    pure = PurePosixPath(path)
+    if (
+        not path
+        or pure.is_absolute()
+        or ".." in pure.parts
+        or "\\" in path
+        or "\0" in path
+        or re.match("[A-Za-z]:", path)
+    ):
+        raise BundleCorrupt(f"'{root / MANIFEST}' names the file '{path}', which is not a path inside the bundle")
+    return pure

@@ -1,0 +1,77 @@
+"""Puts the verbs together, and turns errors into sentences and exit codes."""
+
+from __future__ import annotations
+
+import json
+import sys
+import traceback
+
+import click
+import typer
+
+from edgekit.cli import export, inspect, measure, run_input
+from edgekit.errors import EdgekitError
+
+INTERRUPTED = 130
+
+app = typer.Typer(
+    name="edgekit",
+    help="Turn a PyTorch model into a verified bundle for a device, and measure it.",
+    epilog="Start here:  edgekit export -m zoo:efficientnet_lite0 -d raspberrypi5 -o out",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+for verb in (
+    export.export,
+    export.plan,
+    inspect.verify,
+    run_input.run,
+    measure.profile,
+    measure.compare,
+    inspect.inspect,
+    inspect.list_plugins,
+    inspect.devices,
+    inspect.doctor,
+):
+    name, epilog = getattr(verb, "cli")  # noqa: B009  set by `edgekit.cli.options.verb`
+    app.command(name, epilog=epilog)(verb)
+
+
+def run(arguments: list[str]) -> int:
+    """Run one command line and return its exit code."""
+    debug = "--debug" in arguments
+    arguments = [_kebab(argument) for argument in arguments if argument != "--debug"]
+    try:
+        result = app(args=arguments, prog_name="edgekit", standalone_mode=False)
+        return result if isinstance(result, int) else 0
+    except EdgekitError as error:
+        if debug:
+            traceback.print_exc()
+        return _fail(error, error.exit_code, "--json" in arguments)
+    except click.exceptions.Exit as stop:
+        return stop.exit_code
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except (KeyboardInterrupt, click.Abort):
+        print("interrupted: nothing half-written was left", file=sys.stderr)
+        return INTERRUPTED
+    except Exception as error:
+        if debug:
+            raise
+        said = f"unexpected {type(error).__name__}: {error}. Run again with --debug for the traceback, and report it"
+        return _fail(EdgekitError(said), EdgekitError.exit_code, "--json" in arguments)
+
+
+def _fail(error: EdgekitError, code: int, as_json: bool) -> int:
+    if as_json:
+        print(json.dumps({"error": type(error).__name__, "message": str(error), "exit_code": code}, indent=2))
+    print(f"error: {error}", file=sys.stderr)
+    return code
+
+
+def _kebab(argument: str) -> str:
+    """Accept `--max_drop` for `--max-drop`."""
+    flag, equals, value = argument.partition("=")
+    return flag.replace("_", "-") + equals + value if flag.startswith("--") else argument

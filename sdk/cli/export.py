@@ -1,0 +1,169 @@
+"""`edgekit export` and `edgekit plan`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from edgekit.cli import options as given
+from edgekit.cli.output import progress, say, show_json, show_pairs, show_table, warn
+from edgekit.errors import InvalidInput
+
+if TYPE_CHECKING:
+    from edgekit.pipeline import Draft
+
+
+@given.verb("export", "edgekit export -m zoo:efficientnet_lite0 -d raspberrypi5 --precision int8 -o out\n\n"
+            "Next:  edgekit run out --input photo.jpg")  # fmt: skip
+def export(
+    model: given.ModelRef,
+    device: given.DeviceName,
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder to make; must not exist.")],
+    format: given.Format = "auto",
+    precision: given.Precision = "auto",
+    calibration: given.Calibration = None,
+    samples: Annotated[
+        str | None, typer.Option("--samples", help="Real inputs to verify with: image folder, file.npz, builtin:NAME.")
+    ] = None,
+    input: given.Inputs = None,
+    dynamic: given.Dynamic = None,
+    plan: Annotated[Path | None, typer.Option("--plan", help="Do what this plan.json says (edgekit plan -o).")] = None,
+    min_cosine: given.MinCosine = None,
+    min_sqnr_db: given.MinSqnr = None,
+    max_drop: Annotated[
+        float | None, typer.Option("--max-drop", help="Parity gate: most percentage points of top-1 to lose.")
+    ] = None,
+    max_memory_mb: given.MaxMemory = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print plan and forecast, write nothing.")] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Replace an existing bundle; keep one that misses parity, marked so.")
+    ] = False,
+    measure: Annotated[bool, typer.Option(help="Time the bundle on this machine at the end.")] = True,
+    trust_remote_code: given.TrustRemoteCode = False,
+    json: given.Json = False,
+    quiet: given.Quiet = False,
+) -> int:
+    """Turn a PyTorch model into a verified bundle for a device.
+
+    The artifact is loaded in the runtime that will run it and compared with PyTorch on real samples. A miss exits 1 and
+    leaves nothing behind.
+    """
+    from edgekit import pipeline
+    from edgekit.report import cells, report
+    from edgekit.source import load
+
+    options = pipeline.ExportOptions(
+        format=format,
+        precision=precision,
+        calibration=calibration,
+        samples=samples,
+        plan=_read_plan(plan) if plan else None,
+        cosine_min=min_cosine,
+        sqnr_db_min=min_sqnr_db,
+        max_memory_mb=max_memory_mb,
+        max_drop=max_drop,
+        force=force,
+        measure=measure,
+    )
+    with progress(quiet) as step:
+        if not dry_run:
+            pipeline.check_free(output, force)
+        step(f"load {model}")
+        loaded = load(model, inputs=input or (), dynamic=dynamic or (), trust_remote_code=trust_remote_code)
+        if dry_run:
+            drafted = pipeline.draft(loaded, device, options, step)
+        else:
+            bundle = pipeline.export(loaded, device, output, options, progress=step)
+    if dry_run:
+        _show_draft(drafted, json)
+        return 0
+    found = report(bundle, next_command=_next(bundle.path, loaded.preprocess is not None))
+    if json:
+        show_json(found)
+    else:
+        show_pairs(cells(found.rows[0]))
+        say(f"\nNext:  {found.next_command}")
+    warn(found.warnings)
+    parity = bundle.manifest.parity
+    return 0 if parity and parity.ok else 1
+
+
+@given.verb("plan", "edgekit plan -m zoo:minilm_l6 -d raspberrypi4 -o plan.json\n\n"
+            "Next:  edgekit export -m zoo:minilm_l6 -d raspberrypi4 --plan plan.json -o out")  # fmt: skip
+def plan(
+    model: given.ModelRef,
+    device: given.DeviceName,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Write the plan here as JSON.")] = None,
+    format: given.Format = "auto",
+    precision: given.Precision = "auto",
+    calibration: given.Calibration = None,
+    input: given.Inputs = None,
+    dynamic: given.Dynamic = None,
+    max_memory_mb: given.MaxMemory = None,
+    trust_remote_code: given.TrustRemoteCode = False,
+    json: given.Json = False,
+    quiet: given.Quiet = False,
+) -> int:
+    """Choose passes, format and precision for a device, forecast size and memory, and say why. Exports nothing."""
+    from edgekit import pipeline
+    from edgekit.source import load
+
+    options = pipeline.ExportOptions(
+        format=format, precision=precision, calibration=calibration, max_memory_mb=max_memory_mb
+    )
+    with progress(quiet) as step:
+        step(f"load {model}")
+        loaded = load(model, inputs=input or (), dynamic=dynamic or (), trust_remote_code=trust_remote_code)
+        drafted = pipeline.draft(loaded, device, options, step)
+    if output is not None:
+        output.write_text(drafted.plan.to_json(), encoding="utf-8")
+    _show_draft(drafted, json)
+    return 0
+
+
+def _read_plan(path: Path) -> Any:
+    from edgekit.planning import Plan
+
+    try:
+        return Plan.from_json(path.read_bytes())
+    except OSError as error:
+        raise InvalidInput(f"cannot read the plan '{path}': {error.strerror}") from error
+
+
+def _show_draft(drafted: Draft, json: bool) -> None:
+    from edgekit.compression import pass_name
+    from edgekit.report import megabytes
+
+    plan, forecast, changes = drafted.plan, drafted.forecast, drafted.compressed.changes
+    if json:
+        show_json({"plan": plan, "forecast": forecast, "changes": changes, "warnings": drafted.warnings})
+        return
+    changed = sum(change.reason is None for change in changes)
+    show_pairs(
+        [
+            ("device", drafted.device.title),
+            *((reason.split()[0], reason.split(maxsplit=1)[1]) for reason in plan.reasons),
+            ("passes", ", ".join(pass_name(step) for step in plan.passes) or "none: weights stay as they are"),
+            ("tensors", f"{changed} changed, {len(changes) - changed} kept"),
+            ("artifact", f"~{megabytes(forecast.artifact_bytes)} (forecast)"),
+            (
+                "memory",
+                f"~{megabytes(forecast.weight_bytes)} weights + at most {megabytes(forecast.peak_activation_bytes)} "
+                "activations (forecast)",
+            ),
+            ("export", f"~{megabytes(forecast.export_peak_bytes)} peak memory while exporting (forecast)"),
+        ]
+    )
+    reasons = {(c.step, c.reason): c for c in changes if c.reason}
+    if reasons:
+        counts = [sum((c.step, c.reason) == key for c in changes) for key in reasons]
+        rows = [[c.step, str(n), c.reason or "", c.tensor] for c, n in zip(reasons.values(), counts, strict=True)]
+        say("")
+        show_table(["pass", "kept", "because", "for example"], rows)
+    warn(drafted.warnings)
+
+
+def _next(bundle: Path, takes_input: bool) -> str:
+    return f"edgekit run {bundle} --input FILE_OR_TEXT" if takes_input else f"edgekit profile {bundle}"

@@ -1,0 +1,180 @@
+"""`edgekit verify`, `inspect`, `list`, `devices` and `doctor`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from edgekit.cli import options as given
+from edgekit.cli.output import say, show_json, show_pairs, show_table
+from edgekit.errors import unknown_name
+
+if TYPE_CHECKING:
+    from edgekit.profile import DeviceProfile
+
+PLUGINS = {
+    "exporters": "edgekit.exporters",
+    "runtimes": "edgekit.runtimes",
+    "passes": "edgekit.passes",
+    "sources": "edgekit.sources",
+    "zoo": "edgekit.zoo",
+}
+
+
+@given.verb("verify", "edgekit verify out")
+def verify(
+    bundle: given.BundlePath,
+    min_cosine: given.MinCosine = None,
+    min_sqnr_db: given.MinSqnr = None,
+    threads: given.Threads = 1,
+    json: given.Json = False,
+) -> int:
+    """Check every file of a bundle, run its golden samples here, and compare with PyTorch's answers. Needs no torch."""
+    import msgspec
+
+    from edgekit.bundle import Bundle
+    from edgekit.parity import TOLERANCES
+    from edgekit.report import parity_text
+    from edgekit.verification import verify as verify_bundle
+
+    found = Bundle.open(bundle)
+    stored = found.manifest.parity
+    tolerance = stored.tolerance if stored else TOLERANCES[found.manifest.precision.name]
+    if min_cosine is not None:
+        tolerance = msgspec.structs.replace(tolerance, cosine_min=min_cosine)
+    if min_sqnr_db is not None:
+        tolerance = msgspec.structs.replace(tolerance, sqnr_db_min=min_sqnr_db)
+    parity = verify_bundle(found, tolerance=tolerance, threads=threads)
+    if json:
+        show_json(parity)
+    else:
+        files = len(found.manifest.artifacts) + len(found.manifest.assets)
+        pairs = [
+            ("files", f"ok  {files} files have the size and sha256 of the manifest"),
+            ("parity", parity_text(parity)),
+        ]
+        show_pairs([*pairs, *(("miss", miss) for miss in parity.misses)])
+    return 0 if parity.ok else 1
+
+
+@given.verb("inspect", "edgekit inspect out --json")
+def inspect(bundle: given.BundlePath, json: given.Json = False) -> int:
+    """Show what is in a bundle: tensors, precision, passes, files, parity, where ops ran."""
+    from edgekit.bundle import Bundle
+    from edgekit.report import cells, megabytes, row
+
+    found = Bundle.open(bundle)
+    manifest = found.manifest
+    if json:
+        show_json(manifest)
+        return 0
+    weights = ", ".join(f"{dtype} {megabytes(size)}" for dtype, size in manifest.precision.weight_bytes.items())
+    show_pairs(
+        [
+            *cells(row(found)),
+            ("source", f"{manifest.source.kind}:{manifest.source.ref}  sha256 {manifest.source.sha256}"),
+            *(("input", str(spec)) for spec in manifest.inputs),
+            *(("output", str(spec)) for spec in manifest.outputs),
+            (
+                "weights",
+                f"{weights}; {manifest.precision.quantized_ops} ops in 8 bits, {manifest.precision.float_ops} float",
+            ),
+            ("passes", ", ".join(step["pass"] for step in manifest.plan.passes) or "none"),
+            *(("because", reason) for reason in manifest.plan.reasons),
+            ("tools", ", ".join(f"{name} {found}" for name, found in manifest.tool_versions.items())),
+            ("created", manifest.created_utc),
+        ]
+    )
+    say("")
+    files: Sequence[tuple[str, str, int, str]] = [
+        *((a.path, a.format, a.bytes, a.sha256) for a in manifest.artifacts),
+        *((a.path, a.role, a.bytes, a.sha256) for a in manifest.assets),
+    ]
+    show_table(["file", "is", "bytes", "sha256"], [[p, r, str(b), s[:16]] for p, r, b, s in files])
+    return 0
+
+
+@given.verb("list", "edgekit list exporters")
+def list_plugins(
+    kind: Annotated[
+        str | None, typer.Argument(help="exporters, runtimes, passes, sources or zoo; all when left out.")
+    ] = None,
+    json: given.Json = False,
+) -> int:
+    """List plugins with the first line of their documentation, without loading any."""
+    from edgekit import registry
+
+    if kind is not None and kind not in PLUGINS:
+        raise unknown_name("kind of plugin", kind, PLUGINS)
+    kinds = [kind] if kind else list(PLUGINS)
+    found = {k: {name: registry.summary(PLUGINS[k], name) for name in registry.names(PLUGINS[k])} for k in kinds}
+    if json:
+        show_json(found)
+    else:
+        show_table(
+            ["kind", "name", "what it is"], [[k, n, text] for k, each in found.items() for n, text in each.items()]
+        )
+    return 0
+
+
+@given.verb("devices", "edgekit devices raspberrypi5")
+def devices(
+    name: Annotated[str | None, typer.Argument(help="Show one device with its sources.")] = None,
+    json: given.Json = False,
+) -> int:
+    """List device profiles, or show one with every figure's source."""
+    from edgekit.profile import device_ids, find_device, load_shipped
+
+    if name is not None:
+        profile = find_device(name)
+        if json:
+            show_json(profile)
+        else:
+            _show_device(profile)
+        return 0
+    profiles = [load_shipped(device_id) for device_id in device_ids()]
+    if json:
+        show_json(profiles)
+        return 0
+    rows = []
+    for profile in profiles:
+        memory = f"{profile.memory_bytes / 1e9:.1f} GB" if profile.memory_bytes else "not known"
+        unit, runtimes = profile.main_unit, ", ".join(choice.name for choice in profile.runtime)
+        rows.append([profile.id, profile.title, f"{unit.kind}: {', '.join(unit.fast_dtypes)}", memory, runtimes])
+    show_table(["id", "device", "fast in", "memory", "runtimes"], rows)
+    return 0
+
+
+@given.verb("doctor", "edgekit doctor --json")
+def doctor(json: given.Json = False) -> int:
+    """Say which backends are here, missing or of a wrong version, and how to get them."""
+    from edgekit.host import host_state
+    from edgekit.toolchains import check_all
+
+    findings, host = check_all(), host_state()
+    if json:
+        show_json({"host": host, "toolchains": findings})
+        return 0
+    show_pairs([("host", f"{host.cpu or host.machine}, {host.cores} cores, {host.system}, Python {host.python}")])
+    say("")
+    show_table(
+        ["package", "state", "version", "wanted", "for", "fix"],
+        [[f.package, f.state, f.version or "", f.wanted, f.purpose, f.fix or ""] for f in findings],
+    )
+    return 0
+
+
+def _show_device(profile: DeviceProfile) -> None:
+    from edgekit.profile import numbers
+
+    show_pairs([("id", profile.id), ("device", profile.title), ("also", ", ".join(profile.aliases) or "no other name")])
+    say("")
+    rows = [
+        [path.removeprefix("root."), f"{number.value:g}", number.status, profile.sources[number.source]]
+        for path, number in numbers(profile)
+    ]
+    show_table(["figure", "value", "status", "source"], rows)
+    for note in profile.notes:
+        say(f"\n{note}")

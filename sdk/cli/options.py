@@ -1,0 +1,55 @@
+"""Options that several verbs share, and how a verb is declared."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, TypeVar
+
+import typer
+
+F = TypeVar("F", bound=Callable[..., object])
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout and nothing else there.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress on stderr.")]
+Threads = Annotated[int, typer.Option("--threads", help="Threads of the runtime.")]
+BundlePath = Annotated[Path, typer.Argument(metavar="BUNDLE", help="Folder that `edgekit export` wrote.")]
+ModelRef = Annotated[
+    str,
+    typer.Option(
+        "--model",
+        "-m",
+        help="zoo:NAME, file.py:factory, package.module:factory, a Hugging Face folder, or model.pt2.",
+    ),
+]
+DeviceName = Annotated[
+    str, typer.Option("--device", "-d", help="Profile id, product or SoC name, or a TOML path; see `edgekit devices`.")
+]
+Precision = Annotated[str, typer.Option("--precision", help="auto, fp32, fp16, int8 or int8-dynamic.")]
+Format = Annotated[str, typer.Option("--format", help="auto, or one of `edgekit list exporters`.")]
+Calibration = Annotated[
+    str | None,
+    typer.Option("--calibration", help="Samples that set int8 ranges: image folder, file.npz, builtin:NAME."),
+]
+Inputs = Annotated[
+    list[str] | None, typer.Option("--input", help="NAME:DTYPE:1x3x224x224, where the model does not say. Repeatable.")
+]
+Dynamic = Annotated[
+    list[str] | None, typer.Option("--dynamic", help="batch=1:8, seq=1:256 or INPUT.AXIS=LOW:HIGH. Repeatable.")
+]
+TrustRemoteCode = Annotated[
+    bool, typer.Option("--trust-remote-code", help="Run Python code that a Hugging Face folder brings.")
+]
+MaxMemory = Annotated[float | None, typer.Option("--max-memory-mb", help="Fail above this many MB.")]
+MinCosine = Annotated[float | None, typer.Option("--min-cosine", help="Parity gate: least cosine of any sample.")]
+MinSqnr = Annotated[float | None, typer.Option("--min-sqnr-db", help="Parity gate: least SQNR over all samples.")]
+
+
+def verb(name: str, example: str) -> Callable[[F], F]:
+    """Declare a command: its name, and the example its help ends with."""
+
+    def declare(function: F) -> F:
+        function.cli = (name, f"Example:  {example}")  # type: ignore[attr-defined]
+        return function
+
+    return declare

@@ -1,0 +1,68 @@
+"""Everything the commands print: JSON or tables on stdout, progress on stderr."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import msgspec
+from rich.console import Console
+from rich.table import Table
+
+
+def show_json(value: Any) -> None:
+    """Print one JSON document."""
+    print(msgspec.json.format(msgspec.json.encode(value), indent=2).decode())
+
+
+def show_pairs(pairs: Sequence[tuple[str, str]]) -> None:
+    """Print label and value, one a line."""
+    width = max(len(label) for label, _ in pairs)
+    console = _console()
+    for label, value in pairs:
+        style = "red" if value.startswith("FAILED") else "green" if value.startswith("ok ") else None
+        console.print(f"{label:<{width}}  ", style="bold", end="", highlight=False)
+        console.print(value, style=style, highlight=False, markup=False, soft_wrap=True)
+
+
+def show_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print rows under column names."""
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    for row in rows:
+        table.add_row(*(cell.replace("[", "\\[") for cell in row))
+    _console().print(table)
+
+
+def say(text: str) -> None:
+    """Print a line on stdout."""
+    _console().print(text, highlight=False, markup=False, soft_wrap=True)
+
+
+def warn(texts: Sequence[str]) -> None:
+    """Print warnings on stderr."""
+    for text in texts:
+        Console(stderr=True).print(f"warning: {text}", style="yellow", highlight=False, markup=False, soft_wrap=True)
+
+
+@contextlib.contextmanager
+def progress(quiet: bool) -> Iterator[Callable[[str], None]]:
+    """A function that shows the step at work: a spinner on a terminal, a line with seconds elsewhere."""
+    if quiet:
+        yield lambda step: None
+        return
+    console = Console(stderr=True)
+    start = time.monotonic()
+    if not console.is_terminal:
+        yield lambda step: print(f"[{time.monotonic() - start:6.1f} s] {step}", file=sys.stderr, flush=True)
+        return
+    with console.status("start") as status:
+        yield lambda step: status.update(f"{step} [dim]({time.monotonic() - start:.0f} s so far)[/dim]")
+
+
+def _console() -> Console:
+    return Console()  # reads NO_COLOR and whether stdout is a terminal

@@ -1,0 +1,143 @@
+"""Apply a plan to a model: which tensors get which numbers, and what the exporter must realise.
+
+A pass edits the float module, or decides how weights and activations are to be quantised, or both. The decision is
+plain data (`Quantization`); every exporter realises it with its own toolchain, so one plan serves all formats.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Literal, Protocol
+
+from torch import Tensor, nn
+
+from edgekit.dataset import Dataset
+from edgekit.errors import InvalidInput
+from edgekit.profile import DeviceProfile
+from edgekit.source import Model
+from edgekit.types import Change, DType, TensorSpec, Value
+
+PASSES = "edgekit.passes"
+Progress = Callable[[str], None]  # called with a short sentence when a step begins
+
+
+def silent(step: str) -> None:
+    """A `Progress` that shows nothing."""
+
+
+class Quantization(Value, frozen=True, kw_only=True):
+    """The numbers an exporter must give weights and activations.
+
+    static: activations get fixed ranges from calibration samples. dynamic: their range is found at every call.
+    cast: weights and activations are the same float type, inputs and outputs stay float32.
+    """
+
+    scheme: Literal["static", "dynamic", "cast"]
+    weight_dtype: DType
+    activation_dtype: DType
+    per_channel: bool = True  # one weight scale per output channel
+    keep_float: tuple[str, ...] = ()  # modules that stay float, by path
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompressedModel:
+    """A model, the decisions made about it, and one `Change` per tensor and pass."""
+
+    model: Model
+    changes: tuple[Change, ...] = ()
+    quantization: Quantization | None = None
+    calibration: Dataset | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class PassContext:
+    """What a pass may look at besides the model."""
+
+    device: DeviceProfile
+    calibration: Dataset | None
+    progress: Progress = silent
+
+
+class Pass(Value, frozen=True, kw_only=True, tag_field="pass"):
+    """One step of a plan. Its fields are its options; a module in `sdk/passes/` defines one and calls it `PASS`."""
+
+    def reject(self, tensor: TensorSpec, device: DeviceProfile) -> str | None:
+        """Why this tensor stays as it is, or None when the pass changes it."""
+        raise NotImplementedError
+
+    def apply(self, model: CompressedModel, context: PassContext) -> CompressedModel:
+        """The model after this pass, with a `Change` for every tensor it looked at."""
+        raise NotImplementedError
+
+
+class _Steps(Protocol):
+    @property
+    def passes(self) -> tuple[Pass, ...]: ...
+
+
+def compress(
+    model: Model,
+    plan: _Steps,
+    device: DeviceProfile,
+    *,
+    calibration: Dataset | None = None,
+    progress: Progress = silent,
+) -> CompressedModel:
+    """Run the plan's passes in order on a copy of the model; the given one is left as it was."""
+    compressed = CompressedModel(model=model, calibration=calibration)
+    context = PassContext(device=device, calibration=calibration, progress=progress)
+    for step in plan.passes:
+        progress(f"pass {pass_name(step)}")
+        compressed = step.apply(compressed, context)
+    return compressed
+
+
+def pass_name(step: Pass) -> str:
+    """The public name of a pass: its file name."""
+    return str(type(step).__struct_config__.tag)
+
+
+def with_module(model: CompressedModel, edit: Callable[[nn.Module], None]) -> CompressedModel:
+    """The model with a copy of its module after `edit` changed the copy in place."""
+    module = copy.deepcopy(model.model.module)
+    edit(module)
+    return replace(model, model=replace(model.model, module=module))
+
+
+def weight_layers(module: nn.Module) -> Iterator[tuple[str, nn.Module, Tensor]]:
+    """(path, layer, weight) of every layer whose weight multiplies activations: convolutions and linear layers."""
+    for path, layer in module.named_modules():
+        if isinstance(layer, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.ConvTranspose2d):
+            yield path, layer, layer.weight
+
+
+def record(step: Pass, tensor: TensorSpec, stored: Tensor, reason: str | None, after: str, bytes_after: int) -> Change:
+    """The `Change` of one tensor; with a `reason` it was kept."""
+    size, dtype = stored.numel() * stored.element_size(), str(stored.dtype).removeprefix("torch.")
+    return Change(
+        tensor=tensor.name,
+        step=pass_name(step),
+        before=dtype,
+        after=dtype if reason else after,
+        bytes_before=size,
+        bytes_after=size if reason else bytes_after,
+        reason=reason,
+    )
+
+
+def tensor_spec(name: str, tensor: Tensor) -> TensorSpec:
+    """The spec of a parameter."""
+    return TensorSpec(name=name, dtype=str(tensor.dtype).removeprefix("torch."), shape=tuple(tensor.shape))  # type: ignore[arg-type]
+
+
+def need_calibration(step: Pass, context: PassContext) -> Dataset:
+    """The calibration samples, or the error that says how to give some."""
+    if context.calibration is None or not context.calibration.samples:
+        raise InvalidInput(
+            f"{pass_name(step)} sets activation ranges from real inputs and has none: add --calibration with a folder of "
+            "images, a file.npz with one array per input, or builtin:NAME; or take --precision int8-dynamic, which needs "
+            "none"
+        )
+    return context.calibration

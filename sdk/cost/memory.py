@@ -1,0 +1,43 @@
+"""Forecast of bytes: the artifact, the model at run time, and the export itself."""
+
+from __future__ import annotations
+
+from torch.export import ExportedProgram
+
+from edgekit.compression import CompressedModel
+from edgekit.graph import peak_activation_bytes
+from edgekit.types import Value
+
+TOOLCHAIN_BYTES = 900 << 20  # torch, onnx and onnxruntime loaded, before any weights (measured: 0.6 to 0.8 GB)
+EXPORT_COPIES = 4  # of the float weights at worst: the module, a pass's copy, the traced program, the format's buffer
+GRAPH_BYTES = 200 << 10  # of structure and metadata in an exported file
+
+
+class Forecast(Value, frozen=True, kw_only=True):
+    """Predicted from shapes and dtypes before any work; not measured."""
+
+    artifact_bytes: int
+    weight_bytes: int  # once loaded
+    peak_activation_bytes: int  # every tensor its own memory: an upper bound
+    export_peak_bytes: int  # resident memory of the exporting process
+
+    @property
+    def run_bytes(self) -> int:
+        """Weights and activations together; the runtime's own code comes on top."""
+        return self.weight_bytes + self.peak_activation_bytes
+
+
+def forecast(compressed: CompressedModel, program: ExportedProgram) -> Forecast:
+    """What exporting and running `compressed` will take."""
+    weights = compressed.model.weight_bytes
+    saved = sum(change.bytes_before - change.bytes_after for change in compressed.changes)
+    activations = peak_activation_bytes(program)
+    scheme = compressed.quantization
+    if scheme and scheme.scheme in ("static", "cast"):
+        activations = activations // (4 if scheme.scheme == "static" else 2)
+    return Forecast(
+        artifact_bytes=weights - saved + GRAPH_BYTES,
+        weight_bytes=weights - saved,
+        peak_activation_bytes=activations,
+        export_peak_bytes=TOOLCHAIN_BYTES + EXPORT_COPIES * weights,
+    )

@@ -1,0 +1,1 @@
+"""Sample data that ships with edgekit, for calibration and verification. Sources in SOURCES.md."""

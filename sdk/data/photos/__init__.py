@@ -1,0 +1,1 @@
+"""Photographs in the public domain. Sources in ../SOURCES.md."""

@@ -1,0 +1,88 @@
+"""One traced graph of a model, with the module and source line of every op."""
+
+from __future__ import annotations
+
+import traceback
+import warnings
+from collections import Counter
+from pathlib import Path
+
+import torch
+from torch.export import Dim, ExportedProgram
+from torch.fx import Node
+
+from edgekit.errors import UnsupportedModel
+from edgekit.source import Model, dynamic_axes
+
+
+def capture(model: Model) -> ExportedProgram:
+    """Trace the model with `torch.export`. Raises `UnsupportedModel` with the line that cannot be traced."""
+    try:
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return torch.export.export(
+                model.module, (), dict(model.example), dynamic_shapes=_dynamic_shapes(model), strict=False
+            )
+    except Exception as error:  # torch.export raises dozens of types
+        raise UnsupportedModel(_trace_message(model, error)) from error
+
+
+def op_counts(program: ExportedProgram) -> Counter[str]:
+    """How often each aten op occurs: `conv2d`, `linear`."""
+    return Counter(str(node.target).split(".")[1] for node in _calls(program))
+
+
+def peak_activation_bytes(program: ExportedProgram) -> int:
+    """The most bytes of inputs and intermediate tensors alive at one op, each tensor its own memory.
+
+    An upper bound for a runtime that frees each tensor after its last use; in-place ops and fusion need less.
+    """
+    last_use = {source: index for index, node in enumerate(program.graph.nodes) for source in node.all_input_nodes}
+    inputs = set(program.graph_signature.user_inputs)
+    alive: dict[Node, int] = {}
+    peak = 0
+    for index, node in enumerate(program.graph.nodes):
+        if node.op == "call_function" or (node.op == "placeholder" and node.name in inputs):
+            alive[node] = _node_bytes(node)
+        peak = max(peak, sum(alive.values()))
+        alive = {source: size for source, size in alive.items() if last_use.get(source, -1) > index}
+    return peak
+
+
+def _calls(program: ExportedProgram) -> list[Node]:
+    return [node for node in program.graph.nodes if node.op == "call_function" and str(node.target).count(".") >= 2]
+
+
+def _node_bytes(node: Node) -> int:
+    values = node.meta.get("val")
+    tensors = [values] if isinstance(values, torch.Tensor) else list(values) if isinstance(values, list | tuple) else []
+    return sum(_hint(t.numel()) * t.element_size() for t in tensors if isinstance(t, torch.Tensor))
+
+
+def _hint(size: int | torch.SymInt) -> int:
+    return size.node.hint if isinstance(size, torch.SymInt) else size
+
+
+def _dynamic_shapes(model: Model) -> dict[str, dict[int, Dim]] | None:
+    if not model.dynamic:
+        return None
+    shapes: dict[str, dict[int, Dim]] = {name: {} for name in model.example}
+    for dynamic in model.dynamic:
+        dim = Dim(dynamic.name.replace(".", "_"), min=dynamic.minimum, max=dynamic.maximum)
+        for name, axis in dynamic_axes(dynamic, model.example):
+            shapes[name][axis] = dim
+    return shapes
+
+
+def _trace_message(model: Model, error: Exception) -> str:
+    reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    message = f"torch.export cannot trace '{model.name}': {reason}"
+    torch_folder = str(Path(torch.__file__).parent)
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith(("<", torch_folder))]
+    if user := [f for f in frames if f.filename != __file__]:
+        message += f" (at {user[-1].filename}:{user[-1].lineno}: {user[-1].line})"
+    if "data-dependent" in str(error).lower():
+        message += ". A branch on tensor values has no static graph: compute both sides and choose with torch.where"
+    if model.dynamic:
+        message += ". Try without --dynamic, or with wider limits"
+    return message

@@ -1,0 +1,43 @@
+"""8-bit weights; activations are scaled to 8 bits anew at every call, so no samples are needed."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from torch import nn
+
+from edgekit.compression import CompressedModel, Pass, PassContext, Quantization, record, tensor_spec
+from edgekit.profile import DeviceProfile
+from edgekit.types import TensorSpec
+
+
+class Int8Dynamic(Pass, frozen=True, kw_only=True, tag="int8_dynamic"):
+    """Linear layers and embeddings in int8, one scale per output channel of a linear layer.
+
+    What transformer encoders need: their activations have rare large values that a fixed range cannot hold (static int8
+    MiniLM falls to cosine 0.36). Convolutions stay float: runtimes have no fast dynamic kernels for them.
+    """
+
+    per_channel: bool = True
+
+    def reject(self, tensor: TensorSpec, device: DeviceProfile) -> str | None:
+        """Only float matrices are quantised."""
+        return None if len(tensor.shape) == 2 else "not a matrix: no dynamic int8 kernel takes it"
+
+    def apply(self, model: CompressedModel, context: PassContext) -> CompressedModel:
+        """Decide the scheme."""
+        changes = []
+        for path, layer in model.model.module.named_modules():
+            if not isinstance(layer, nn.Linear | nn.Embedding | nn.Conv1d | nn.Conv2d):
+                continue
+            for name, tensor in layer.named_parameters(recurse=False):
+                spec = tensor_spec(f"{path}.{name}".lstrip("."), tensor)
+                reason = self.reject(spec, context.device)
+                changes.append(record(self, spec, tensor, reason, "int8", tensor.numel()))
+        scheme = Quantization(
+            scheme="dynamic", weight_dtype="int8", activation_dtype="uint8", per_channel=self.per_channel
+        )
+        return replace(model, changes=(*model.changes, *changes), quantization=scheme)
+
+
+PASS = Int8Dynamic

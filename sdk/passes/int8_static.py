@@ -1,0 +1,64 @@
+"""8-bit weights and activations with ranges fixed by calibration (w8a8, QDQ)."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Literal
+
+from edgekit.compression import (
+    CompressedModel,
+    Pass,
+    PassContext,
+    Quantization,
+    need_calibration,
+    record,
+    tensor_spec,
+    weight_layers,
+)
+from edgekit.profile import DeviceProfile
+from edgekit.types import TensorSpec
+
+
+class Int8Static(Pass, frozen=True, kw_only=True, tag="int8_static"):
+    """Symmetric int8 weights, one scale per output channel; asymmetric 8-bit activations, one scale per tensor.
+
+    uint8 activations run on the dot-product instructions of x86 and Arm alike; int8 ones are up to 1.8 times slower in
+    onnxruntime on x86.
+
+    Source: Jacob et al., Quantization and Training of Neural Networks for Efficient Integer-Arithmetic-Only Inference
+    (arXiv 1712.05877), equation 1; per-channel weights as in Krishnamoorthi (arXiv 1806.08342), section 3.1.
+    """
+
+    activation_dtype: Literal["uint8", "int8"] = "uint8"
+    per_channel: bool = True
+    keep_float: tuple[str, ...] = ()  # module paths
+
+    def reject(self, tensor: TensorSpec, device: DeviceProfile) -> str | None:
+        """Only float matrices and kernels are quantised; biases are added in int32 or float."""
+        if tensor.name.rpartition(".")[0] in self.keep_float:
+            return "listed in keep_float"
+        return None if len(tensor.shape) >= 2 else "one-dimensional: added at accumulator precision"
+
+    def apply(self, model: CompressedModel, context: PassContext) -> CompressedModel:
+        """Decide the scheme; the exporter finds the ranges with its own observers and kernels in mind."""
+        need_calibration(self, context)
+        changes = []
+        axis = "per_channel axis 0" if self.per_channel else "per_tensor"
+        for path, layer, weight in weight_layers(model.model.module):
+            for name, tensor in (("weight", weight), ("bias", layer.bias)):
+                if tensor is None:
+                    continue
+                spec = tensor_spec(f"{path}.{name}".lstrip("."), tensor)
+                reason = self.reject(spec, context.device)
+                changes.append(record(self, spec, tensor, reason, f"int8 {axis}", tensor.numel()))
+        scheme = Quantization(
+            scheme="static",
+            weight_dtype="int8",
+            activation_dtype=self.activation_dtype,
+            per_channel=self.per_channel,
+            keep_float=self.keep_float,
+        )
+        return replace(model, changes=(*model.changes, *changes), quantization=scheme)
+
+
+PASS = Int8Static

@@ -1,0 +1,327 @@
+"""The main job: model in, verified bundle out."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+from torch.export import ExportedProgram
+
+from edgekit import registry
+from edgekit.benchmark import measure
+from edgekit.bundle import (
+    GOLDEN,
+    MANIFEST,
+    SCHEMA_VERSION,
+    Artifact,
+    Asset,
+    Bundle,
+    CalibrationRecord,
+    Manifest,
+    record_file,
+    write_golden,
+)
+from edgekit.compression import CompressedModel, Progress, compress, silent
+from edgekit.cost.memory import Forecast, forecast
+from edgekit.dataset import FEW_SAMPLES, Dataset, load_dataset
+from edgekit.divergence import first_divergent, module_errors
+from edgekit.errors import EdgekitError, InvalidInput, OutputExists, ParityFailed, UnsupportedModel
+from edgekit.exporting import Exported, Exporter
+from edgekit.graph import capture
+from edgekit.inference import RUNTIMES
+from edgekit.parity import TOLERANCES, Parity, Tolerance
+from edgekit.planning import EXPORTERS, Plan, check_steps, plan, require_fit
+from edgekit.profile import DeviceProfile, find_device
+from edgekit.source import Model, load
+from edgekit.verification import References, judge, make_references
+
+GOLDEN_SAMPLES = 8  # kept in the bundle, so that it can be verified where PyTorch is not
+RANDOM_SAMPLES = 8  # drawn where no real ones are given
+QUICK_CALLS = 60  # of the measurement on the last screen
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportOptions:
+    """What the user may say about an export besides model, device and folder."""
+
+    format: str = "auto"
+    precision: str = "auto"
+    calibration: str | None = None  # data sets in the grammar of `edgekit.dataset`
+    samples: str | None = None  # to verify with; default: the model's own, or a part of the calibration set
+    plan: Plan | None = None  # instead of one chosen here
+    cosine_min: float | None = None
+    sqnr_db_min: float | None = None
+    max_memory_mb: float | None = None
+    max_drop: float | None = None  # percentage points of top-1
+    force: bool = False
+    measure: bool = True
+
+
+@dataclass(frozen=True, eq=False)
+class Draft:
+    """A model with everything decided and nothing written: what `--dry-run` shows."""
+
+    compressed: CompressedModel
+    program: ExportedProgram
+    plan: Plan
+    device: DeviceProfile
+    forecast: Forecast
+    evaluation: Dataset | None
+    warnings: tuple[str, ...] = field(default=())
+
+
+def draft(
+    model: Model, device: str | DeviceProfile, options: ExportOptions = ExportOptions(), progress: Progress = silent
+) -> Draft:
+    """Trace, plan, compress and forecast. Raises `PlanInfeasible` when it cannot fit the device or the budgets."""
+    profile = find_device(device) if isinstance(device, str) else device
+    calibration, evaluation, warnings = _datasets(model, options)
+    progress("trace the model")
+    program = capture(model)
+    chosen = options.plan or plan(
+        program, profile, precision=options.precision, format=options.format, calibrated=calibration is not None
+    )
+    check_steps(chosen.passes)
+    needed = calibration if chosen.precision == "int8" else None
+    if needed and len(needed.samples) < FEW_SAMPLES:
+        warnings += (
+            f"only {len(needed.samples)} calibration samples: ranges may be too narrow, give {FEW_SAMPLES} or more",
+        )
+    compressed = compress(model, chosen, profile, calibration=needed, progress=progress)
+    if compressed.model is not model:
+        progress("trace the compressed model")
+        program = capture(compressed.model)
+    predicted = forecast(compressed, program)
+    require_fit(predicted.run_bytes, profile, options.max_memory_mb)
+    return Draft(compressed, program, chosen, profile, predicted, evaluation, (*model.warnings, *warnings))
+
+
+def export(
+    model: Model | str,
+    device: str | DeviceProfile,
+    out: str | Path,
+    options: ExportOptions = ExportOptions(),
+    *,
+    progress: Progress = silent,
+) -> Bundle:
+    """Export `model` for `device` into the folder `out`, verified.
+
+    Raises `ParityFailed` when the artifact does not answer like PyTorch; then nothing is left at `out`, unless `force`
+    asked to keep it with `parity.ok = false` in its manifest.
+    """
+    folder = Path(out)
+    check_free(folder, options.force)
+    if isinstance(model, str):
+        progress(f"load {model}")
+        model = load(model)
+    made = draft(model, device, options, progress)
+    with _building(folder, made.forecast, options.force) as partial:
+        manifest = _build(model, made, partial, options, progress)
+        parity = manifest.parity
+        if parity and not parity.ok and not options.force:
+            raise ParityFailed(_parity_message(manifest, parity))
+    return Bundle.open(folder)
+
+
+def _build(model: Model, made: Draft, partial: Path, options: ExportOptions, progress: Progress) -> Manifest:
+    exporter: Exporter = registry.load(EXPORTERS, made.plan.format)  # type: ignore[assignment]
+    if refused := exporter.reject(made.compressed, made.device):
+        raise UnsupportedModel("; ".join(f"{r.where}: {r.reason}: {r.fix}" for r in refused))
+    exported = exporter.export(
+        made.compressed, made.program, made.plan.precision, partial, exporter.Options(), progress
+    )
+    progress("ask PyTorch for reference outputs")
+    samples = made.evaluation.samples if made.evaluation else _random_samples(model)
+    references = make_references(model, model.inputs, model.dynamic, samples)
+    spread = np.linspace(0, len(references.real) - 1, min(GOLDEN_SAMPLES, len(references.real))).round().astype(int)
+    write_golden(partial / GOLDEN, [references.real[i] for i in spread])
+    manifest = _manifest(model, made, exported, exporter, partial)
+    progress(f"verify in {exporter.RUNTIME} on {len(references.real)} samples")
+    tolerance = _tolerance(options, made.plan)
+    parity = judge(Bundle(partial, manifest), references, tolerance)
+    if not parity.ok:
+        progress("look for the first module that diverges")
+        parity = _with_divergence(parity, model, Bundle(partial, manifest), exporter, references, tolerance)
+    manifest = msgspec.structs.replace(manifest, parity=parity)
+    return _measured(manifest, partial, references, options, progress)
+
+
+def _measured(
+    manifest: Manifest, partial: Path, references: References, options: ExportOptions, progress: Progress
+) -> Manifest:
+    runtime = registry.load(RUNTIMES, manifest.artifacts[0].runtime)
+    (partial / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
+    bundle = Bundle(partial, manifest)
+    delegation = runtime.delegation(bundle, references.real[0][0])
+    manifest = msgspec.structs.replace(manifest, delegation=delegation)
+    if options.measure:
+        progress("measure on this machine")
+        measured = msgspec.structs.replace(measure(bundle, calls=QUICK_CALLS), bundle=manifest.name)
+        manifest = msgspec.structs.replace(manifest, measurements=(measured,))
+    (partial / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
+    return manifest
+
+
+def _manifest(model: Model, made: Draft, exported: Exported, exporter: Exporter, partial: Path) -> Manifest:
+    assets = [Asset(role="golden", **record_file(partial, GOLDEN))]
+    assets += [Asset(role="external_data", **record_file(partial, path)) for path in exported.external_data]
+    if model.assets:
+        (partial / "assets").mkdir()
+    for name, content in model.assets.items():
+        (partial / "assets" / name).write_bytes(content)
+        assets.append(Asset(role="processing", **record_file(partial, f"assets/{name}")))
+    calibration = made.compressed.calibration
+    return Manifest(
+        schema_version=SCHEMA_VERSION,
+        name=model.name,
+        source=model.source,
+        device=made.device.id,
+        plan=made.plan.record(),
+        precision=exported.precision,
+        inputs=model.inputs,
+        outputs=model.outputs,
+        dynamic=model.dynamic,
+        preprocess=model.preprocess,
+        postprocess=model.postprocess,
+        artifacts=(
+            Artifact(
+                format=made.plan.format,
+                runtime=exporter.RUNTIME,
+                runtime_version_range=exporter.RUNTIME_VERSION_RANGE,
+                **record_file(partial, exported.path),
+            ),
+        ),
+        assets=tuple(assets),
+        calibration=CalibrationRecord(
+            origin=calibration.origin, samples=len(calibration.samples), sha256=calibration.sha256
+        )
+        if calibration
+        else None,
+        changes=made.compressed.changes,
+        warnings=_warnings(made),
+        tool_versions=_versions(("edgekit", "numpy", *exporter.DISTRIBUTIONS)),
+        created_utc=datetime.now(UTC).isoformat(timespec="seconds"),
+    )
+
+
+def _warnings(made: Draft) -> tuple[str, ...]:
+    if made.evaluation is None:
+        random = f"verified on {RANDOM_SAMPLES} random inputs only: give real ones with --samples"
+        return (*made.warnings, random)
+    return made.warnings
+
+
+def _datasets(model: Model, options: ExportOptions) -> tuple[Dataset | None, Dataset | None, tuple[str, ...]]:
+    """Calibration and evaluation samples; they never share a sample."""
+
+    def read(text: str) -> Dataset:
+        return load_dataset(text, model.inputs, model.preprocess, model.assets)
+
+    calibration = read(text) if (text := options.calibration or model.calibration) else None
+    if options.samples:
+        evaluation = read(options.samples)
+    elif options.calibration and calibration and len(calibration.samples) >= 8:
+        calibration, evaluation = calibration.split()
+    else:
+        evaluation = read(model.evaluation) if model.evaluation else None
+    found = [dataset for dataset in (calibration, evaluation) if dataset]
+    return calibration, evaluation, tuple(dict.fromkeys(w for dataset in found for w in dataset.warnings))
+
+
+def _random_samples(model: Model) -> tuple[dict[str, Any], ...]:
+    """Inputs like the example: normal floats of its spread, integers among its values."""
+    rng = np.random.default_rng(0)
+    example = {name: tensor.numpy() for name, tensor in model.example.items()}
+    drawn = [
+        {
+            name: rng.choice(array.ravel(), array.shape).astype(array.dtype)
+            if array.dtype.kind in "iub"
+            else (rng.standard_normal(array.shape) * (array.std() or 1.0) + array.mean()).astype(array.dtype)
+            for name, array in example.items()
+        }
+        for _ in range(RANDOM_SAMPLES)
+    ]
+    return (example, *drawn)
+
+
+def _tolerance(options: ExportOptions, chosen: Plan) -> Tolerance:
+    tolerance = TOLERANCES[chosen.precision]
+    if options.cosine_min is not None:
+        tolerance = msgspec.structs.replace(tolerance, cosine_min=options.cosine_min)
+    if options.sqnr_db_min is not None:
+        tolerance = msgspec.structs.replace(tolerance, sqnr_db_min=options.sqnr_db_min)
+    if options.max_drop is not None:
+        tolerance = msgspec.structs.replace(tolerance, top1_agreement_min=1 - options.max_drop / 100)
+    return tolerance
+
+
+def _with_divergence(
+    parity: Parity, model: Model, bundle: Bundle, exporter: Exporter, references: References, tolerance: Tolerance
+) -> Parity:
+    errors = module_errors(model, bundle, exporter, references.real[0][0])
+    first = first_divergent(errors, tolerance.sqnr_db_min or 20.0)
+    if first is None:
+        return parity
+    return msgspec.structs.replace(parity, first_divergent=f"{first.module} ({first.sqnr_db:.1f} dB)")
+
+
+def _parity_message(manifest: Manifest, parity: Parity) -> str:
+    where = f" The first module that diverges is {parity.first_divergent}." if parity.first_divergent else ""
+    return (
+        f"'{manifest.name}' at {manifest.precision.name} does not answer like PyTorch: {'; '.join(parity.misses)}.{where} "
+        "Take another --precision, give more like the real inputs with --calibration, lower the gate with "
+        "--min-sqnr-db or --min-cosine, or keep the bundle as it is with --force"
+    )
+
+
+def _versions(distributions: tuple[str, ...]) -> dict[str, str]:
+    found = {}
+    for name in distributions:
+        with contextlib.suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
+
+
+def check_free(folder: Path, force: bool) -> None:
+    """Raise `OutputExists` unless `folder` may be made, or replaced when `force` says so."""
+    if folder.exists() and not force:
+        raise OutputExists(f"'{folder}' is there already: choose another -o, or replace it with --force")
+    if folder.exists() and not (folder / MANIFEST).is_file() and any(folder.iterdir()):
+        raise OutputExists(f"'{folder}' is not a bundle, so --force will not replace it: choose another -o")
+
+
+@contextlib.contextmanager
+def _building(folder: Path, predicted: Forecast, force: bool) -> Iterator[Path]:
+    """A folder beside the target that takes its place when all went well, and goes when not."""
+    partial = folder.with_name(folder.name + ".partial")
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        free, need = shutil.disk_usage(folder.parent).free, 3 * predicted.artifact_bytes
+        if free < need:
+            raise InvalidInput(
+                f"the export needs about {need / 1e6:.0f} MB beside '{folder}' and {free / 1e6:.0f} MB are free: "
+                "make room or choose another -o"
+            )
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir()
+        yield partial
+        if force and folder.exists():
+            shutil.rmtree(folder)
+        partial.rename(folder)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise InvalidInput(
+                f"the disk is full: nothing was left at '{folder}'; make room or choose another -o"
+            ) from error
+        raise EdgekitError(f"cannot write '{folder}': {error.strerror or error}") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)

@@ -1,0 +1,147 @@
+"""Choose the passes, the format and the runtime for a model on a device, and say why."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+from torch.export import ExportedProgram
+
+from edgekit import registry
+from edgekit.bundle import PlanRecord
+from edgekit.compression import PASSES, Pass
+from edgekit.errors import InvalidInput, PlanInfeasible, unknown_name
+from edgekit.graph import op_counts
+from edgekit.passes.float16 import Float16
+from edgekit.passes.int8_dynamic import Int8Dynamic
+from edgekit.passes.int8_static import Int8Static
+from edgekit.profile import DeviceProfile
+from edgekit.types import Precision, Value
+
+EXPORTERS = "edgekit.exporters"
+RECIPES: dict[Precision, tuple[Pass, ...]] = {
+    "fp32": (),
+    "fp16": (Float16(),),
+    "int8": (Int8Static(),),
+    "int8-dynamic": (Int8Dynamic(),),
+}
+ALIASES: dict[str, Precision] = {"w8a8": "int8", "float32": "fp32", "float16": "fp16", "static_wi8_ai8": "int8"}
+CONVOLUTIONS = ("conv1d", "conv2d", "conv3d", "conv_transpose2d", "convolution")
+ATTENTION = ("softmax", "scaled_dot_product_attention")
+
+
+class Plan(Value, frozen=True, kw_only=True):
+    """What will be done to a model: plain data, with a reason for each choice."""
+
+    device: str
+    format: str
+    precision: Precision
+    passes: tuple[Any, ...]  # of `Pass`; JSON carries each pass's name in its field "pass"
+    reasons: tuple[str, ...] = ()
+
+    def record(self) -> PlanRecord:
+        """The plan as the manifest keeps it."""
+        return msgspec.convert(self.to_data(), PlanRecord)
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> Plan:
+        """Read a plan written by `to_json`. Raises `InvalidInput` or `UnknownName`."""
+        return plan_from_record(PlanRecord.from_json(text))
+
+
+def plan_from_record(record: PlanRecord) -> Plan:
+    """Give a stored plan its behaviour back."""
+    return Plan(
+        device=record.device,
+        format=record.format,
+        precision=record.precision,
+        passes=tuple(_pass(options) for options in record.passes),
+        reasons=record.reasons,
+    )
+
+
+def plan(
+    program: ExportedProgram,
+    device: DeviceProfile,
+    *,
+    precision: str = "auto",
+    format: str = "auto",
+    calibrated: bool = False,
+) -> Plan:
+    """Choose for a traced model. `calibrated` says whether calibration samples are at hand.
+
+    Raises `UnknownName` for a precision or format that does not exist, `PlanInfeasible` when the device runs none.
+    """
+    chosen_format, why_format = _format(device, format)
+    chosen, why = _precision(program, device, precision, calibrated)
+    return Plan(
+        device=device.id, format=chosen_format, precision=chosen, passes=RECIPES[chosen], reasons=(why_format, why)
+    )
+
+
+def require_fit(run_bytes: int, device: DeviceProfile, limit_mb: float | None) -> None:
+    """Raise `PlanInfeasible` when weights and activations exceed the device's memory or the user's limit."""
+    limits: list[tuple[float, str]] = [(limit_mb * 1e6, "--max-memory-mb")] if limit_mb is not None else []
+    if device.memory_bytes is not None:
+        limits.append((device.memory_bytes, f"the memory of {device.title}"))
+    for limit, name in sorted(limits, key=lambda pair: pair[0]):
+        if run_bytes > limit:
+            raise PlanInfeasible(
+                f"weights and activations need about {run_bytes / 1e6:.0f} MB, and {name} allows {limit / 1e6:.0f} MB: "
+                "take a lower --precision, a smaller input, or a device with more memory"
+            )
+
+
+def _format(device: DeviceProfile, format: str) -> tuple[str, str]:
+    known = registry.names(EXPORTERS)
+    if format != "auto":
+        if format not in known:
+            raise unknown_name("export format", format, known)
+        return format, f"format {format}: asked for"
+    for choice in device.runtime:
+        if choice.format in known:
+            return choice.format, f"format {choice.format}: {choice.name} serves {device.title}"
+    raise PlanInfeasible(
+        f"{device.title} is served by {', '.join(c.format for c in device.runtime) or 'no runtime'}, and there are "
+        f"exporters for {', '.join(known)}"
+    )
+
+
+def _precision(program: ExportedProgram, device: DeviceProfile, asked: str, calibrated: bool) -> tuple[Precision, str]:
+    if asked != "auto":
+        name = ALIASES.get(asked, asked)
+        if name not in RECIPES:
+            raise unknown_name("precision", asked, (*RECIPES, "auto"))
+        return name, f"precision {name}: asked for"  # type: ignore[return-value]
+    ops = op_counts(program)
+    fast = device.main_unit.fast_dtypes
+    convolutions = sum(ops[name] for name in CONVOLUTIONS)
+    attention = sum(ops[name] for name in ATTENTION)
+    if fast[:1] == ("float16",):
+        return "fp16", f"precision fp16: the fastest arithmetic of {device.title}"
+    if "int8" in fast and attention:
+        return "int8-dynamic", f"precision int8-dynamic: {attention} attention ops, whose ranges no calibration can fix"
+    if "int8" in fast and convolutions and calibrated:
+        return "int8", f"precision int8: {convolutions} convolutions, int8 arithmetic on {device.title}, and samples"
+    if "int8" in fast and convolutions:
+        return "fp32", "precision fp32: int8 needs --calibration samples and there are none"
+    return "fp32", f"precision fp32: nothing in this model gains from fewer bits on {device.title}"
+
+
+def _pass(options: dict[str, Any]) -> Pass:
+    if "pass" not in options:
+        raise InvalidInput(f"a plan's step needs its name in the field 'pass': {options}")
+    step = registry.load(PASSES, str(options["pass"])).PASS
+    try:
+        found: Pass = msgspec.convert(options, step)
+    except msgspec.ValidationError as error:
+        raise InvalidInput(f"pass '{options['pass']}' does not take these options: {error}") from error
+    return found
+
+
+def check_steps(steps: Sequence[Pass]) -> None:
+    """Raise `InvalidInput` when a plan decides the numbers twice."""
+    schemes = [s for s in steps if isinstance(s, Float16 | Int8Static | Int8Dynamic)]
+    if len(schemes) > 1:
+        raise InvalidInput(f"a plan may choose numbers once; this one does with {', '.join(map(repr, schemes))}")

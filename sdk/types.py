@@ -1,0 +1,92 @@
+"""The small values that every part of edgekit shares."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import msgspec
+
+from edgekit.errors import InvalidInput
+
+DType = Literal[
+    "bool", "uint8", "int8", "int16", "int32", "int64", "float16", "bfloat16", "float32", "float64"
+]  # fmt: skip
+Layout = Literal["NCHW", "NHWC"]
+Precision = Literal["fp32", "fp16", "int8", "int8-dynamic"]
+Shape = tuple[int | str, ...]
+
+V = TypeVar("V", bound="Value")
+
+
+class Value(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A frozen record that compares with `==` and goes to JSON and back unchanged."""
+
+    def to_json(self) -> str:
+        """The value as indented JSON. NaN and infinity have no JSON form and must not be stored."""
+        return msgspec.json.format(msgspec.json.encode(self), indent=2).decode()
+
+    @classmethod
+    def from_json(cls: type[V], text: str | bytes) -> V:
+        """Parse and check; raises `InvalidInput` that names the offending field."""
+        try:
+            return msgspec.json.decode(text, type=cls)
+        except msgspec.ValidationError as error:
+            raise InvalidInput(f"not a valid {cls.__name__}: {error}") from error
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            raise InvalidInput(f"not valid JSON for a {cls.__name__}: {error}") from error
+
+    def to_data(self) -> dict[str, Any]:
+        """The value as plain dicts, lists, numbers and strings."""
+        data: dict[str, Any] = msgspec.to_builtins(self)
+        return data
+
+
+class TensorSpec(Value, frozen=True, kw_only=True):
+    """A named tensor: dtype and shape. A `str` in the shape names a dynamic dimension."""
+
+    name: str
+    dtype: DType
+    shape: Shape
+    layout: Layout | None = None
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.dtype}[{', '.join(map(str, self.shape))}]"
+
+
+class DynamicDim(Value, frozen=True, kw_only=True):
+    """A dimension that may take any size from `minimum` to `maximum`, both included."""
+
+    name: str
+    minimum: int
+    maximum: int
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.minimum < self.maximum:
+            raise ValueError(f"dynamic dimension {self.name}={self.minimum}:{self.maximum} needs 1 <= low < high")
+
+
+class ModelSource(Value, frozen=True, kw_only=True):
+    """Where a model came from, and which weights it held."""
+
+    kind: str  # the file name of the loader in `sdk/sources/`
+    ref: str  # what the user typed after the kind
+    sha256: str | None = None  # over names, dtypes, shapes and bytes of all parameters and buffers
+
+    @property
+    def name(self) -> str:
+        """A short name for folders and tables: `efficientnet_lite0`, `my_model`."""
+        tail = self.ref.rpartition(":")[2] if self.kind == "python" else Path(self.ref).name
+        return Path(tail).stem or self.kind
+
+
+class Change(Value, frozen=True, kw_only=True):
+    """What one pass did to one tensor, or why it left it as it was."""
+
+    tensor: str
+    step: str  # the pass, by its public name
+    before: str  # "float32"
+    after: str  # "int8 per_channel axis 0"; equal to `before` when kept
+    bytes_before: int
+    bytes_after: int
+    reason: str | None = None  # always given when the tensor was kept

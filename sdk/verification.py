@@ -1,0 +1,118 @@
+"""Run a bundle in its own runtime and hold its answers against PyTorch's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from edgekit.bundle import Bundle
+from edgekit.errors import BundleCorrupt
+from edgekit.inference import open_session
+from edgekit.parity import TOLERANCES, Parity, Tolerance, compare
+from edgekit.processing import Array, Arrays, ClassLabels
+from edgekit.types import DynamicDim, TensorSpec
+
+SEED = 0
+
+
+@dataclass(frozen=True, eq=False)
+class References:
+    """Inputs with PyTorch's outputs: real samples decide, synthetic ones must stay sane."""
+
+    real: tuple[tuple[Arrays, Arrays], ...]
+    synthetic: tuple[tuple[Arrays, Arrays], ...]
+
+
+def verify(bundle: Bundle | str | Path, *, tolerance: Tolerance | None = None, threads: int = 1) -> Parity:
+    """Check a bundle's files, then run its golden samples and compare with PyTorch's stored outputs. Needs no torch."""
+    found = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
+    golden = found.golden()
+    if not golden:
+        raise BundleCorrupt(f"'{found.path}' has no golden samples: export it again")
+    return judge(found, References(tuple(golden), ()), tolerance or _tolerance(found), threads=threads)
+
+
+def judge(bundle: Bundle, references: References, tolerance: Tolerance, *, threads: int = 1) -> Parity:
+    """Run all reference inputs and compare."""
+    post = bundle.manifest.postprocess
+    with open_session(bundle, threads=threads) as session:
+        actual = [session.run(feeds) for feeds, _ in references.real]
+        synthetic = [(expected, session.run(feeds)) for feeds, expected in references.synthetic]
+    return compare(
+        [expected for _, expected in references.real],
+        actual,
+        tolerance,
+        synthetic=synthetic,
+        logits=post.output if isinstance(post, ClassLabels) else None,
+    )
+
+
+def make_references(
+    reference: Callable[[Arrays], Arrays],
+    inputs: Sequence[TensorSpec],
+    dynamic: Sequence[DynamicDim],
+    samples: Sequence[Arrays],
+) -> References:
+    """Ask PyTorch for the outputs of the real samples and of the synthetic inputs drawn around them."""
+    shaped = [fit(sample, inputs, dynamic) for sample in samples]
+    edges = synthetic_inputs(inputs, dynamic, shaped)
+    return References(
+        tuple((feeds, reference(feeds)) for feeds in shaped), tuple((feeds, reference(feeds)) for feeds in edges)
+    )
+
+
+def synthetic_inputs(
+    inputs: Sequence[TensorSpec], dynamic: Sequence[DynamicDim], samples: Sequence[Arrays]
+) -> list[Arrays]:
+    """Random values in the samples' range, zeros, ten times the range, and the ends of every dynamic size."""
+    rng = np.random.default_rng(SEED)
+    model = samples[0]
+    low = {n: min(float(s[n].min()) for s in samples) for n in model}
+    high = {n: max(float(s[n].max()) for s in samples) for n in model}
+
+    def draw(like: Array, name: str, factor: float = 1.0) -> Array:
+        if like.dtype.kind == "f":
+            return rng.uniform(low[name] * factor, high[name] * factor, like.shape).astype(like.dtype)
+        return rng.integers(int(low[name]), int(high[name]) + 1, like.shape).astype(like.dtype)
+
+    made = [{n: draw(a, n) for n, a in model.items()}, {n: np.zeros_like(a) for n, a in model.items()}]
+    if any(array.dtype.kind == "f" for array in model.values()):
+        made.append({n: draw(a, n, 10.0) for n, a in model.items()})
+    for dim in dynamic:
+        for size in (dim.minimum, dim.maximum):
+            made.append({n: _resized(a, spec, dim, size) for (n, a), spec in zip(model.items(), inputs, strict=True)})
+    return made
+
+
+def fit(sample: Arrays, inputs: Sequence[TensorSpec], dynamic: Sequence[DynamicDim]) -> Arrays:
+    """The sample in the declared order, repeated along axis 0 where the model has a fixed batch above 1."""
+    fitted: Arrays = {}
+    for spec in inputs:
+        array = sample[spec.name]
+        if spec.shape and isinstance(spec.shape[0], int) and array.shape[0] < spec.shape[0]:
+            array = np.repeat(array, -(-spec.shape[0] // array.shape[0]), axis=0)[: spec.shape[0]]
+        for dim in dynamic:
+            array = _resized(array, spec, dim, max(dim.minimum, _size(array, spec, dim)))
+        fitted[spec.name] = np.ascontiguousarray(array)
+    return fitted
+
+
+def _size(array: Array, spec: TensorSpec, dim: DynamicDim) -> int:
+    name = dim.name.replace(".", "_")
+    return min([dim.maximum, *(array.shape[axis] for axis, size in enumerate(spec.shape) if size == name)])
+
+
+def _resized(array: Array, spec: TensorSpec, dim: DynamicDim, size: int) -> Array:
+    """Tile and cut along the axes that the dynamic size names."""
+    for axis, name in enumerate(spec.shape):
+        if name == dim.name.replace(".", "_"):
+            array = np.take(array, np.arange(size) % array.shape[axis], axis=axis)
+    return array
+
+
+def _tolerance(bundle: Bundle) -> Tolerance:
+    parity = bundle.manifest.parity
+    return parity.tolerance if parity else TOLERANCES[bundle.manifest.precision.name]
