@@ -20,6 +20,7 @@ from edgekit.source import Model
 from edgekit.types import Change, DType, TensorSpec, Value
 
 PASSES = "edgekit.passes"
+WeightLayer = nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.ConvTranspose2d
 Progress = Callable[[str], None]  # called with a short sentence when a step begins
 
 
@@ -106,11 +107,11 @@ def with_module(model: CompressedModel, edit: Callable[[nn.Module], None]) -> Co
     return replace(model, model=replace(model.model, module=module))
 
 
-def weight_layers(module: nn.Module) -> Iterator[tuple[str, nn.Module, Tensor]]:
-    """(path, layer, weight) of every layer whose weight multiplies activations: convolutions and linear layers."""
+def weight_layers(module: nn.Module) -> Iterator[tuple[str, WeightLayer]]:
+    """Path and layer of every layer whose weight multiplies activations: convolutions and linear layers."""
     for path, layer in module.named_modules():
-        if isinstance(layer, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.ConvTranspose2d):
-            yield path, layer, layer.weight
+        if isinstance(layer, WeightLayer):
+            yield path, layer
 
 
 def record(step: Pass, tensor: TensorSpec, stored: Tensor, reason: str | None, after: str, bytes_after: int) -> Change:
@@ -136,8 +137,8 @@ def need_calibration(step: Pass, context: PassContext) -> Dataset:
     """The calibration samples, or the error that says how to give some."""
     if context.calibration is None or not context.calibration.samples:
         raise InvalidInput(
-            f"{pass_name(step)} sets activation ranges from real inputs and has none: add --calibration with a folder of "
-            "images, a file.npz with one array per input, or builtin:NAME; or take --precision int8-dynamic, which needs "
-            "none"
+            f"{pass_name(step)} sets activation ranges from real inputs and has none: add --calibration with a folder "
+            "of images, a file.npz with one array per input, or builtin:NAME; or take --precision int8-dynamic, which "
+            "needs none"
         )
     return context.calibration

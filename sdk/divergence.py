@@ -58,7 +58,7 @@ def _module_outputs(model: Model, feeds: Arrays) -> dict[str, Array]:
 
         return hook
 
-    handles = [m.register_forward_hook(note(path)) for path, m in model.module.named_modules() if path]  # type: ignore[arg-type]
+    handles = [m.register_forward_hook(note(path)) for path, m in model.module.named_modules() if path]
     try:
         model(feeds)
     finally:

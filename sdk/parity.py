@@ -183,7 +183,7 @@ def _top1(expected: Sequence[Arrays], actual: Sequence[Arrays], logits: str) -> 
 def _gate_misses(worst: OutputParity, agreement: float | None, tolerance: Tolerance, where: str) -> list[str]:
     figures = (
         ("cosine", worst.cosine_min, tolerance.cosine_min, ".6f"),
-        ("SQNR", worst.sqnr_db, tolerance.sqnr_db_min, ".1f"),
+        ("SQNR (dB)", worst.sqnr_db, tolerance.sqnr_db_min, ".2f"),
         ("top-1 agreement", agreement, tolerance.top1_agreement_min, ".3f"),
     )
     return [

@@ -125,15 +125,12 @@ def export(
         model = load(model)
     made = draft(model, device, options, progress)
     with _building(folder, made.forecast, options.force) as partial:
-        manifest = _build(model, made, partial, options, progress)
-        parity = manifest.parity
-        if parity and not parity.ok and not options.force:
-            raise ParityFailed(_parity_message(manifest, parity))
+        _build(model, made, partial, options, progress)
     return Bundle.open(folder)
 
 
-def _build(model: Model, made: Draft, partial: Path, options: ExportOptions, progress: Progress) -> Manifest:
-    exporter: Exporter = registry.load(EXPORTERS, made.plan.format)  # type: ignore[assignment]
+def _build(model: Model, made: Draft, partial: Path, options: ExportOptions, progress: Progress) -> None:
+    exporter: Exporter = registry.load(EXPORTERS, made.plan.format)
     if refused := exporter.reject(made.compressed, made.device):
         raise UnsupportedModel("; ".join(f"{r.where}: {r.reason}: {r.fix}" for r in refused))
     exported = exporter.export(
@@ -151,13 +148,15 @@ def _build(model: Model, made: Draft, partial: Path, options: ExportOptions, pro
     if not parity.ok:
         progress("look for the first module that diverges")
         parity = _with_divergence(parity, model, Bundle(partial, manifest), exporter, references, tolerance)
+        if not options.force:
+            raise ParityFailed(_parity_message(manifest, parity))
     manifest = msgspec.structs.replace(manifest, parity=parity)
-    return _measured(manifest, partial, references, options, progress)
+    _measure(manifest, partial, references, options, progress)
 
 
-def _measured(
+def _measure(
     manifest: Manifest, partial: Path, references: References, options: ExportOptions, progress: Progress
-) -> Manifest:
+) -> None:
     runtime = registry.load(RUNTIMES, manifest.artifacts[0].runtime)
     (partial / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
     bundle = Bundle(partial, manifest)
@@ -168,7 +167,6 @@ def _measured(
         measured = msgspec.structs.replace(measure(bundle, calls=QUICK_CALLS), bundle=manifest.name)
         manifest = msgspec.structs.replace(manifest, measurements=(measured,))
     (partial / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
-    return manifest
 
 
 def _manifest(model: Model, made: Draft, exported: Exported, exporter: Exporter, partial: Path) -> Manifest:
@@ -227,6 +225,7 @@ def _datasets(model: Model, options: ExportOptions) -> tuple[Dataset | None, Dat
         return load_dataset(text, model.inputs, model.preprocess, model.assets)
 
     calibration = read(text) if (text := options.calibration or model.calibration) else None
+    evaluation: Dataset | None
     if options.samples:
         evaluation = read(options.samples)
     elif options.calibration and calibration and len(calibration.samples) >= 8:
@@ -277,9 +276,9 @@ def _with_divergence(
 def _parity_message(manifest: Manifest, parity: Parity) -> str:
     where = f" The first module that diverges is {parity.first_divergent}." if parity.first_divergent else ""
     return (
-        f"'{manifest.name}' at {manifest.precision.name} does not answer like PyTorch: {'; '.join(parity.misses)}.{where} "
-        "Take another --precision, give more like the real inputs with --calibration, lower the gate with "
-        "--min-sqnr-db or --min-cosine, or keep the bundle as it is with --force"
+        f"'{manifest.name}' at {manifest.precision.name} does not answer like PyTorch: "
+        f"{'; '.join(parity.misses)}.{where} Take another --precision, give more like the real inputs with "
+        "--calibration, lower the gate with --min-sqnr-db or --min-cosine, or keep the bundle as it is with --force"
     )
 
 
@@ -319,9 +318,7 @@ def _building(folder: Path, predicted: Forecast, force: bool) -> Iterator[Path]:
         partial.rename(folder)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise InvalidInput(
-                f"the disk is full: nothing was left at '{folder}'; make room or choose another -o"
-            ) from error
+            raise InvalidInput(f"the disk is full, and nothing was left at '{folder}': make room there") from error
         raise EdgekitError(f"cannot write '{folder}': {error.strerror or error}") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)

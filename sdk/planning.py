@@ -113,7 +113,7 @@ def _precision(program: ExportedProgram, device: DeviceProfile, asked: str, cali
         name = ALIASES.get(asked, asked)
         if name not in RECIPES:
             raise unknown_name("precision", asked, (*RECIPES, "auto"))
-        return name, f"precision {name}: asked for"  # type: ignore[return-value]
+        return name, f"precision {name}: asked for"
     ops = op_counts(program)
     fast = device.main_unit.fast_dtypes
     convolutions = sum(ops[name] for name in CONVOLUTIONS)

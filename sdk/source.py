@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from edgekit import registry
 from edgekit.errors import InvalidInput, UnknownName, UnsupportedModel
 from edgekit.processing import Arrays, Assets, ClassLabels, ImagePreprocess, Postprocess, Preprocess
-from edgekit.types import DType, DynamicDim, ModelSource, TensorSpec
+from edgekit.types import DTYPES, DType, DynamicDim, ModelSource, TensorSpec
 
 SOURCES = "edgekit.sources"
 ZOO = "edgekit.zoo"
@@ -131,8 +131,8 @@ def parse_source(ref: str) -> ModelSource:
         raise UnknownName(f"no file or folder '{ref}'. Did you mean 'zoo:{ref}'?")
     if ref.endswith((".pt", ".pth", ".bin", ".safetensors", ".onnx")):
         raise InvalidInput(
-            f"'{ref}' holds weights, not a model: give 'your_file.py:factory' whose factory builds the module and loads "
-            "them, a Hugging Face folder, or a .pt2 written by torch.export.save"
+            f"'{ref}' holds weights, not a model: give 'your_file.py:factory' whose factory builds the module and "
+            "loads them, a Hugging Face folder, or a .pt2 written by torch.export.save"
         )
     raise UnknownName(
         f"no model '{ref}': give zoo:NAME, file.py:factory, package.module:factory, a Hugging Face folder or model.pt2"
@@ -144,14 +144,14 @@ def parse_input(text: str) -> TensorSpec:
     try:
         name, dtype, shape = text.split(":")
         sizes = tuple(int(size) for size in shape.split("x"))
-        if not name.isidentifier() or dtype not in DType.__args__ or min(sizes) < 1:
+        if not name.isidentifier() or dtype not in DTYPES or min(sizes) < 1:
             raise ValueError
     except ValueError:
         raise InvalidInput(
             f"input '{text}' is not NAME:DTYPE:SHAPE, for example pixels:float32:1x3x224x224; "
-            f"dtypes are {', '.join(DType.__args__)}"
+            f"dtypes are {', '.join(DTYPES)}"
         ) from None
-    return TensorSpec(name=name, dtype=dtype, shape=sizes)  # type: ignore[arg-type]
+    return TensorSpec(name=name, dtype=dtype, shape=sizes)
 
 
 def parse_dynamic(text: str) -> DynamicDim:
@@ -196,7 +196,7 @@ def weights_sha256(module: nn.Module) -> str:
 
 def _model(source: ModelSource, loaded: Loaded, options: LoadOptions) -> Model:
     module = loaded.module
-    warnings = ()
+    warnings: tuple[str, ...] = ()
     if module.training:
         module.eval()
         warnings = ("the module was in training mode; it is exported in evaluation mode (module.eval())",)
@@ -226,9 +226,7 @@ def _check_weights(module: nn.Module) -> None:
         if not isinstance(tensor, Tensor):
             raise UnsupportedModel(f"state_dict entry '{name}' is a {type(tensor).__name__}, not a tensor")
         if tensor.is_complex():
-            raise UnsupportedModel(
-                f"weight '{name}' is {tensor.dtype}: no on-device runtime computes in complex numbers"
-            )
+            raise UnsupportedModel(f"weight '{name}' is {tensor.dtype}: runtimes have no complex numbers")
         if tensor.is_floating_point() and not (finite := torch.isfinite(tensor)).all():
             bad = int(tensor.numel() - finite.sum())
             raise UnsupportedModel(
@@ -336,9 +334,10 @@ def _output_spec(
 
 def _dtype(tensor: Tensor) -> DType:
     name = str(tensor.dtype).removeprefix("torch.")
-    if name not in DType.__args__:
-        raise UnsupportedModel(f"dtype {tensor.dtype} is not one that runtimes take: {', '.join(DType.__args__)}")
-    return name  # type: ignore[return-value]
+    for dtype in DTYPES:
+        if dtype == name:
+            return dtype
+    raise UnsupportedModel(f"dtype {tensor.dtype} is not one that runtimes take: {', '.join(DTYPES)}")
 
 
 def _run_once(module: nn.Module, example: Mapping[str, Tensor]) -> dict[str, Tensor]:

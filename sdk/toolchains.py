@@ -1,4 +1,4 @@
-"""The optional packages edgekit drives: tested versions, and the extra that installs each. `edgekit doctor` reads it."""
+"""The optional packages edgekit drives: versions that work, and the extra that installs each."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Literal
 
 from edgekit.types import Value
+
+State = Literal["found", "missing", "wrong version"]
 
 
 class Toolchain(Value, frozen=True, kw_only=True):
@@ -24,7 +26,7 @@ class Finding(Value, frozen=True, kw_only=True):
 
     package: str
     purpose: str
-    state: Literal["found", "missing", "wrong version"]
+    state: State
     version: str | None
     wanted: str
     fix: str | None
@@ -58,23 +60,18 @@ def check_all() -> list[Finding]:
 def check(toolchain: Toolchain) -> Finding:
     """Look up one toolchain without importing it."""
     wanted = f">={toolchain.minimum}" + (f",<{toolchain.below}" if toolchain.below else "")
-    fix = f"pip install 'edgekit[{toolchain.extra}]'"
+
+    def finding(state: State, found: str | None, fix: str | None) -> Finding:
+        package, purpose = toolchain.package, toolchain.purpose
+        return Finding(package=package, purpose=purpose, state=state, version=found, wanted=wanted, fix=fix)
+
     try:
         found = version(toolchain.package)
     except PackageNotFoundError:
-        found, state = None, "missing"
-    else:
-        fits = _key(toolchain.minimum) <= _key(found) and (not toolchain.below or _key(found) < _key(toolchain.below))
-        state = "found" if fits else "wrong version"
-        fix = f"pip install '{toolchain.package}{wanted}'"
-    return Finding(
-        package=toolchain.package,
-        purpose=toolchain.purpose,
-        state=state,  # type: ignore[arg-type]
-        version=found,
-        wanted=wanted,
-        fix=None if state == "found" else fix,
-    )
+        return finding("missing", None, f"pip install 'edgekit[{toolchain.extra}]'")
+    if _key(toolchain.minimum) <= _key(found) and (not toolchain.below or _key(found) < _key(toolchain.below)):
+        return finding("found", found, None)
+    return finding("wrong version", found, f"pip install '{toolchain.package}{wanted}'")
 
 
 def _key(text: str) -> tuple[int, ...]:

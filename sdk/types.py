@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, get_args
 
 import msgspec
 
@@ -12,6 +12,7 @@ from edgekit.errors import InvalidInput
 DType = Literal[
     "bool", "uint8", "int8", "int16", "int32", "int64", "float16", "bfloat16", "float32", "float64"
 ]  # fmt: skip
+DTYPES: tuple[DType, ...] = get_args(DType)
 Layout = Literal["NCHW", "NHWC"]
 Precision = Literal["fp32", "fp16", "int8", "int8-dynamic"]
 Shape = tuple[int | str, ...]

@@ -75,8 +75,10 @@ def synthetic_inputs(
 
     def draw(like: Array, name: str, factor: float = 1.0) -> Array:
         if like.dtype.kind == "f":
-            return rng.uniform(low[name] * factor, high[name] * factor, like.shape).astype(like.dtype)
-        return rng.integers(int(low[name]), int(high[name]) + 1, like.shape).astype(like.dtype)
+            drawn = np.asarray(rng.uniform(low[name] * factor, high[name] * factor, like.shape))
+        else:
+            drawn = np.asarray(rng.integers(int(low[name]), int(high[name]) + 1, like.shape))
+        return drawn.astype(like.dtype)
 
     made = [{n: draw(a, n) for n, a in model.items()}, {n: np.zeros_like(a) for n, a in model.items()}]
     if any(array.dtype.kind == "f" for array in model.values()):
@@ -102,7 +104,8 @@ def fit(sample: Arrays, inputs: Sequence[TensorSpec], dynamic: Sequence[DynamicD
 
 def _size(array: Array, spec: TensorSpec, dim: DynamicDim) -> int:
     name = dim.name.replace(".", "_")
-    return min([dim.maximum, *(array.shape[axis] for axis, size in enumerate(spec.shape) if size == name)])
+    sizes: list[int] = [array.shape[axis] for axis, size in enumerate(spec.shape) if size == name]
+    return min([dim.maximum, *sizes])
 
 
 def _resized(array: Array, spec: TensorSpec, dim: DynamicDim, size: int) -> Array:

@@ -44,10 +44,8 @@ class Int8Static(Pass, frozen=True, kw_only=True, tag="int8_static"):
         need_calibration(self, context)
         changes = []
         axis = "per_channel axis 0" if self.per_channel else "per_tensor"
-        for path, layer, weight in weight_layers(model.model.module):
-            for name, tensor in (("weight", weight), ("bias", layer.bias)):
-                if tensor is None:
-                    continue
+        for path, layer in weight_layers(model.model.module):
+            for name, tensor in layer.named_parameters(recurse=False):
                 spec = tensor_spec(f"{path}.{name}".lstrip("."), tensor)
                 reason = self.reject(spec, context.device)
                 changes.append(record(self, spec, tensor, reason, f"int8 {axis}", tensor.numel()))

@@ -158,8 +158,8 @@ def _vision(folder: Path, config: dict[str, Any]) -> tuple[Preprocess | None, di
 def _text(folder: Path, config: dict[str, Any]) -> tuple[Preprocess | None, dict[str, Tensor], dict[str, bytes]]:
     if "vocab_size" not in config:
         raise InvalidInput(
-            f"'{folder}' is neither a token nor an image model by its config: write a factory that returns the model and "
-            "its example inputs, your_file.py:factory"
+            f"'{folder}' is neither a token nor an image model by its config: write a factory that returns the model "
+            "and its example inputs, your_file.py:factory"
         )
     length = min(TOKENS, int(config.get("max_position_embeddings") or TOKENS))
     ids = torch.ones(1, length, dtype=torch.int64)
@@ -174,7 +174,10 @@ def _text(folder: Path, config: dict[str, Any]) -> tuple[Preprocess | None, dict
 def _size(value: Any) -> tuple[int, int]:
     if isinstance(value, dict):
         edge = value.get("shortest_edge")
-        return int(value.get("height", edge)), int(value.get("width", edge))
+        height, width = value.get("height", edge), value.get("width", edge)
+        if height is None or width is None:
+            raise InvalidInput(f"the preprocessor's size {value} gives neither height and width nor shortest_edge")
+        return int(height), int(width)
     if isinstance(value, list | tuple):
         return int(value[0]), int(value[1])
     return int(value), int(value)

@@ -40,7 +40,7 @@ def load() -> Loaded:
             std=(0.5, 0.5, 0.5),
         ),
         postprocess=ClassLabels(output="output"),
-        assets={"labels.txt": "\n".join(get_1k_class_name(index)[0] for index in range(1000)).encode()},
+        assets={"labels.txt": "\n".join(get_1k_class_name(index).partition(",")[0] for index in range(1000)).encode()},
         calibration="builtin:photos",
         evaluation="builtin:photos-heldout",
     )
