@@ -248,7 +248,7 @@ def _quantize_static(
 
     if model.calibration is None:
         raise UnsupportedModel("static quantisation without calibration samples")
-    kept = [node.name for node in _toolchain().load(source).graph.node if _module(node) in scheme.keep_float]
+    kept = _float_nodes(_toolchain().load(source), scheme.keep_float)
     progress(f"calibrate on {len(model.calibration.samples)} samples")
     types = {"uint8": QuantType.QUInt8, "int8": QuantType.QInt8}
     with _quiet():
@@ -263,8 +263,56 @@ def _quantize_static(
             activation_type=types[scheme.activation_dtype],
             nodes_to_exclude=kept,
             calibrate_method=CalibrationMethod.MinMax,
+            extra_options={"TensorQuantOverrides": _input_ranges(model.calibration.samples, scheme.activation_dtype)},
             use_external_data_format=large,
         )
+    proto = _toolchain().load(out)
+    _keep_answers_float(proto)
+    _save(proto, out, large)
+
+
+def _input_ranges(samples: tuple[Arrays, ...], dtype: DType) -> dict[str, list[dict[str, np.float32]]]:
+    """Ranges of float inputs widened until zero falls on a step, instead of rounding the zero point.
+
+    Pixels in [-1, 1] have their zero between two of 256 steps; rounding it would put every pixel half a step off.
+    """
+    ranges = {}
+    steps = np.iinfo(dtype).max - np.iinfo(dtype).min
+    for name in samples[0]:
+        low = min(float(sample[name].min()) for sample in samples)
+        high = max(float(sample[name].max()) for sample in samples)
+        below = int(-low / (high - low) * steps) if low < 0 < high and samples[0][name].dtype.kind == "f" else 0
+        if below:
+            ranges[name] = [{"rmin": np.float32(low), "rmax": np.float32(low - low / below * steps)}]
+    return ranges
+
+
+def _float_nodes(proto: onnx.ModelProto, modules: tuple[str, ...]) -> list[str]:
+    """Nodes of the modules that stay float, and the activations that read nothing else."""
+    kept = {name: node for node in proto.graph.node if _module(node) in modules for name in node.output}
+    for node in proto.graph.node:
+        if node.op_type in ("Clip", "Relu") and node.input[0] in kept:
+            kept[node.output[0]] = node
+    return [node.name for node in kept.values()]
+
+
+def _keep_answers_float(proto: onnx.ModelProto) -> None:
+    """Drop the last rounding of matrix products that are outputs: nobody computes on it, and it blurs the answer.
+
+    Convolutions keep theirs, since onnxruntime has no integer convolution with a float result.
+    """
+    makers = {name: node for node in proto.graph.node for name in node.output}
+    for output in proto.graph.output:
+        dequantize = makers.get(output.name)
+        if dequantize is None or (quantize := makers.get(dequantize.input[0])) is None:
+            continue
+        product = makers.get(quantize.input[0])
+        if product is None or quantize.op_type != "QuantizeLinear" or product.op_type not in ("Gemm", "MatMul"):
+            continue
+        if sum(product.output[0] in node.input for node in proto.graph.node) == 1:
+            product.output[0] = output.name
+            proto.graph.node.remove(dequantize)
+            proto.graph.node.remove(quantize)
 
 
 class _Reader:

@@ -7,11 +7,12 @@ plain data (`Quantization`); every exporter realises it with its own toolchain, 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Literal, Protocol
 
 from torch import Tensor, nn
+from torch.export import ExportedProgram
 
 from edgekit.dataset import Dataset
 from edgekit.errors import InvalidInput
@@ -50,6 +51,9 @@ class CompressedModel:
     changes: tuple[Change, ...] = ()
     quantization: Quantization | None = None
     calibration: Dataset | None = None
+    output_of: Mapping[str, str] = field(
+        default_factory=dict
+    )  # module -> the original's module whose output it returns
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +61,7 @@ class PassContext:
     """What a pass may look at besides the model."""
 
     device: DeviceProfile
+    program: ExportedProgram  # of the model before any pass
     calibration: Dataset | None
     progress: Progress = silent
 
@@ -82,13 +87,14 @@ def compress(
     model: Model,
     plan: _Steps,
     device: DeviceProfile,
+    program: ExportedProgram,
     *,
     calibration: Dataset | None = None,
     progress: Progress = silent,
 ) -> CompressedModel:
-    """Run the plan's passes in order on a copy of the model; the given one is left as it was."""
+    """Run the plan's passes in order on copies of the model; `program` is its trace, and it is left as it was."""
     compressed = CompressedModel(model=model, calibration=calibration)
-    context = PassContext(device=device, calibration=calibration, progress=progress)
+    context = PassContext(device=device, program=program, calibration=calibration, progress=progress)
     for step in plan.passes:
         progress(f"pass {pass_name(step)}")
         compressed = step.apply(compressed, context)

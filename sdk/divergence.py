@@ -9,6 +9,7 @@ import msgspec
 import torch
 
 from edgekit.bundle import Bundle, record_file
+from edgekit.compression import CompressedModel
 from edgekit.exporting import Exporter
 from edgekit.inference import open_session
 from edgekit.parity import sqnr_db
@@ -24,11 +25,17 @@ class ModuleError(Value, frozen=True, kw_only=True):
     sqnr_db: float
 
 
-def module_errors(model: Model, bundle: Bundle, exporter: Exporter, feeds: Arrays) -> list[ModuleError]:
-    """SQNR of every module's output on one sample, in execution order, each run once and matched by shape."""
+def module_errors(
+    model: Model, compressed: CompressedModel, bundle: Bundle, exporter: Exporter, feeds: Arrays
+) -> list[ModuleError]:
+    """SQNR of every module's output on one sample, in execution order, each run once and matched by shape.
+
+    The reference is the model before any pass; `compressed` knows for which of its modules each new one answers.
+    """
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / bundle.artifact.path
-        exposed = exporter.expose(bundle.artifact_path, out)
+        found = exporter.expose(bundle.artifact_path, out)
+        exposed = {compressed.output_of.get(path, path): spec for path, spec in found.items()}
         artifact = msgspec.structs.replace(bundle.artifact, **record_file(Path(folder), bundle.artifact.path))
         outputs = (*bundle.manifest.outputs, *exposed.values())
         manifest = msgspec.structs.replace(bundle.manifest, artifacts=(artifact,), outputs=outputs)

@@ -32,6 +32,12 @@ def op_counts(program: ExportedProgram) -> Counter[str]:
     return Counter(str(node.target).split(".")[1] for node in _calls(program))
 
 
+def module_path(node: Node) -> str:
+    """The path of the innermost module that a node of a traced graph belongs to."""
+    stack = node.meta.get("nn_module_stack") or {"": ("", None)}
+    return str(list(stack.values())[-1][0])
+
+
 def peak_activation_bytes(program: ExportedProgram) -> int:
     """The most bytes of inputs and intermediate tensors alive at one op, each tensor its own memory.
 

@@ -46,6 +46,7 @@ from edgekit.verification import References, judge, make_references
 
 GOLDEN_SAMPLES = 8  # kept in the bundle, so that it can be verified where PyTorch is not
 RANDOM_SAMPLES = 8  # drawn where no real ones are given
+DIVERGED_DB = 20.0  # a module below this is off, where the gate names no SQNR
 QUICK_CALLS = 60  # of the measurement on the last screen
 
 
@@ -96,7 +97,7 @@ def draft(
         warnings += (
             f"only {len(needed.samples)} calibration samples: ranges may be too narrow, give {FEW_SAMPLES} or more",
         )
-    compressed = compress(model, chosen, profile, calibration=needed, progress=progress)
+    compressed = compress(model, chosen, profile, program, calibration=needed, progress=progress)
     if compressed.model is not model:
         progress("trace the compressed model")
         program = capture(compressed.model)
@@ -147,7 +148,7 @@ def _build(model: Model, made: Draft, partial: Path, options: ExportOptions, pro
     parity = judge(Bundle(partial, manifest), references, tolerance)
     if not parity.ok:
         progress("look for the first module that diverges")
-        parity = _with_divergence(parity, model, Bundle(partial, manifest), exporter, references, tolerance)
+        parity = _with_divergence(parity, model, made.compressed, Bundle(partial, manifest), exporter, references)
         if not options.force:
             raise ParityFailed(_parity_message(manifest, parity))
     manifest = msgspec.structs.replace(manifest, parity=parity)
@@ -264,10 +265,15 @@ def _tolerance(options: ExportOptions, chosen: Plan) -> Tolerance:
 
 
 def _with_divergence(
-    parity: Parity, model: Model, bundle: Bundle, exporter: Exporter, references: References, tolerance: Tolerance
+    parity: Parity,
+    model: Model,
+    compressed: CompressedModel,
+    bundle: Bundle,
+    exporter: Exporter,
+    references: References,
 ) -> Parity:
-    errors = module_errors(model, bundle, exporter, references.real[0][0])
-    first = first_divergent(errors, tolerance.sqnr_db_min or 20.0)
+    errors = module_errors(model, compressed, bundle, exporter, references.real[0][0])
+    first = first_divergent(errors, parity.tolerance.sqnr_db_min or DIVERGED_DB)
     if first is None:
         return parity
     return msgspec.structs.replace(parity, first_divergent=f"{first.module} ({first.sqnr_db:.1f} dB)")

@@ -13,7 +13,9 @@ from edgekit.bundle import PlanRecord
 from edgekit.compression import PASSES, Pass
 from edgekit.errors import InvalidInput, PlanInfeasible, unknown_name
 from edgekit.graph import op_counts
+from edgekit.passes.correct_bias import CorrectBias
 from edgekit.passes.float16 import Float16
+from edgekit.passes.fold_batch_norm import FoldBatchNorm
 from edgekit.passes.int8_dynamic import Int8Dynamic
 from edgekit.passes.int8_static import Int8Static
 from edgekit.profile import DeviceProfile
@@ -23,7 +25,7 @@ EXPORTERS = "edgekit.exporters"
 RECIPES: dict[Precision, tuple[Pass, ...]] = {
     "fp32": (),
     "fp16": (Float16(),),
-    "int8": (Int8Static(),),
+    "int8": (FoldBatchNorm(), Int8Static(), CorrectBias()),
     "int8-dynamic": (Int8Dynamic(),),
 }
 ALIASES: dict[str, Precision] = {"w8a8": "int8", "float32": "fp32", "float16": "fp16", "static_wi8_ai8": "int8"}

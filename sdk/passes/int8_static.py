@@ -5,11 +5,15 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Literal
 
+import torch
+from torch import Tensor, nn
+
 from edgekit.compression import (
     CompressedModel,
     Pass,
     PassContext,
     Quantization,
+    WeightLayer,
     need_calibration,
     record,
     tensor_spec,
@@ -21,6 +25,9 @@ from edgekit.types import TensorSpec
 
 class Int8Static(Pass, frozen=True, kw_only=True, tag="int8_static"):
     """Symmetric int8 weights, one scale per output channel; asymmetric 8-bit activations, one scale per tensor.
+
+    `keep_float` is for layers at the front of the model. onnxruntime requantises a float convolution between int8 ones
+    per tensor when it loads the file (measured on efficientnet_lite0: 19.3 dB became 8.1), which `verify` catches.
 
     uint8 activations run on the dot-product instructions of x86 and Arm alike; int8 ones are up to 1.8 times slower in
     onnxruntime on x86.
@@ -57,6 +64,15 @@ class Int8Static(Pass, frozen=True, kw_only=True, tag="int8_static"):
             keep_float=self.keep_float,
         )
         return replace(model, changes=(*model.changes, *changes), quantization=scheme)
+
+
+def round_weight(layer: WeightLayer, per_channel: bool) -> Tensor:
+    """The layer's weight on the symmetric int8 grid, `[-127, 127] * max|w| / 127`, per output channel or as a whole."""
+    weight = layer.weight.detach()
+    axis = (1 if isinstance(layer, nn.ConvTranspose2d) else 0) if per_channel else None
+    largest = weight.abs().amax(dim=[d for d in range(weight.dim()) if d != axis], keepdim=True)
+    scale = torch.where(largest > 0, largest / 127, torch.ones_like(largest))
+    return torch.round(weight / scale) * scale
 
 
 PASS = Int8Static

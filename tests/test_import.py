@@ -1,0 +1,45 @@
+"""`import edgekit` is light, and the runtime half never needs what only the workstation has."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+WORKSTATION_ONLY = ("torch", "onnx", "onnxscript", "transformers", "tokenizers")
+
+
+def loaded_after(code: str) -> set[str]:
+    program = f"import sys, json\n{code}\nprint(json.dumps(sorted(sys.modules)))"
+    result = subprocess.run([sys.executable, "-P", "-c", program], capture_output=True, text=True, check=True)
+    return set(json.loads(result.stdout.splitlines()[-1]))
+
+
+def test_importing_edgekit_brings_in_no_backend_and_not_even_numpy() -> None:
+    assert not {*WORKSTATION_ONLY, "onnxruntime", "numpy", "typer", "PIL"} & loaded_after("import edgekit")
+
+
+@pytest.mark.parametrize("name", ["verify", "open_session", "measure", "compare", "Bundle", "prepare", "find_device"])
+def test_names_of_the_runtime_half_bring_in_no_torch(name: str) -> None:
+    assert not {*WORKSTATION_ONLY, "onnxruntime"} & loaded_after(f"import edgekit; edgekit.{name}")
+
+
+def test_the_command_line_starts_without_torch_or_numpy() -> None:
+    loaded = loaded_after("from edgekit.cli.app import run\nassert run(['list', 'exporters', '--json']) == 0")
+    assert not {*WORKSTATION_ONLY, "onnxruntime", "numpy"} & loaded
+
+
+def test_every_public_name_is_there_and_documented() -> None:
+    import edgekit
+
+    for name in edgekit.__all__:
+        assert name == "__version__" or getattr(edgekit, name).__doc__, name
+
+
+def test_a_wrong_public_name_is_an_attribute_error() -> None:
+    import edgekit
+
+    with pytest.raises(AttributeError, match="no attribute 'exprot'"):
+        edgekit.exprot  # noqa: B018

