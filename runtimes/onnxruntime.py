@@ -25,8 +25,12 @@ class OnnxSession:
     def __init__(self, bundle: Bundle, threads: int) -> None:
         self.inputs: tuple[TensorSpec, ...] = bundle.manifest.inputs
         self.outputs: tuple[TensorSpec, ...] = bundle.manifest.outputs
+        self._dynamic = bundle.manifest.dynamic
         self._names = [spec.name for spec in self.outputs]
         self._session: Any = _open(bundle, _options(threads))
+        found = {output.name for output in self._session.get_outputs()}
+        if missing := [name for name in self._names if name not in found]:
+            raise BundleCorrupt(f"'{bundle.artifact_path}' has no output '{missing[0]}', which the manifest names")
         self._log = CallLog()
 
     def run(self, feeds: Arrays) -> Arrays:
@@ -34,7 +38,7 @@ class OnnxSession:
         start = perf_counter_ns()
         if self._session is None:
             raise InvalidInput("this session is closed: open another one")
-        check_arrays(feeds, self.inputs)
+        check_arrays(feeds, self.inputs, self._dynamic)
         outputs = dict(zip(self._names, self._session.run(self._names, feeds), strict=True))
         self._log.add(perf_counter_ns() - start)
         return outputs

@@ -156,6 +156,8 @@ class Bundle:
 
     def golden(self) -> list[tuple[Arrays, Arrays]]:
         """Real inputs with PyTorch's outputs. Raises `BundleCorrupt` when the file is not what it should be."""
+        if not any(asset.role == "golden" for asset in self.manifest.assets):
+            raise BundleCorrupt(f"'{self.path / MANIFEST}' lists no {GOLDEN}: it was exported without golden samples")
         return read_golden(self.path / GOLDEN)
 
 
@@ -167,7 +169,7 @@ def write_golden(path: Path, pairs: list[tuple[Arrays, Arrays]]) -> None:
         for side, arrays in zip(("in", "out"), pair, strict=True)
         for name, array in arrays.items()
     }
-    np.savez_compressed(path, allow_pickle=False, **named)
+    np.savez_compressed(path, **named)  # type: ignore[arg-type]
 
 
 def read_golden(path: Path) -> list[tuple[Arrays, Arrays]]:
@@ -177,7 +179,12 @@ def read_golden(path: Path) -> list[tuple[Arrays, Arrays]]:
         with np.load(path, allow_pickle=False) as stored:
             for key in stored.files:
                 side, index, name = key.split(".", 2)
-                pairs.setdefault(int(index), ({}, {}))[("in", "out").index(side)][name] = stored[key]
+                array = stored[key]
+                if not isinstance(array, np.ndarray):  # numpy hands out foreign members as bytes
+                    raise ValueError(f"'{key}' is not an array")
+                pairs.setdefault(int(index), ({}, {}))[("in", "out").index(side)][name] = array
+        if sorted(pairs) != list(range(len(pairs))) or not pairs or not all(x and y for x, y in pairs.values()):
+            raise ValueError("samples must be numbered from 0, each with inputs and outputs")
     except FileNotFoundError as error:
         raise BundleCorrupt(f"'{path}' is missing: the bundle was exported without golden samples") from error
     except Exception as error:  # zipfile, zlib and numpy raise a dozen types for damaged archives
@@ -198,13 +205,15 @@ def record_file(root: Path, path: str) -> dict[str, Any]:
 
 def _read_manifest(root: Path) -> Manifest:
     path = root / MANIFEST
-    if not path.is_file():
+    if not _is_file(path):
         raise InvalidInput(f"'{root}' is not a bundle: it has no {MANIFEST}. Make one with: edgekit export -o {root}")
     if (size := path.stat().st_size) > MAX_MANIFEST_BYTES:
         raise BundleCorrupt(f"'{path}' has {size} bytes; no sane manifest has more than {MAX_MANIFEST_BYTES}")
     text = path.read_bytes()
     try:
         version = msgspec.json.decode(text, type=_Versioned).schema_version
+        if version < 1:
+            raise BundleCorrupt(f"'{path}' has schema version {version}, which never was")
         if version > SCHEMA_VERSION:
             raise BundleCorrupt(
                 f"'{path}' has schema version {version}, this edgekit reads up to {SCHEMA_VERSION}: "
@@ -218,13 +227,20 @@ def _read_manifest(root: Path) -> Manifest:
     return manifest
 
 
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # a name too long for the file system
+        return False
+
+
 class _Versioned(msgspec.Struct):
     schema_version: int
 
 
 def _check_file(root: Path, record: _FileRecord) -> None:
     path = root / safe_relative(record.path, root)
-    if not path.is_file():
+    if not _is_file(path):
         raise BundleCorrupt(f"'{path}' is missing: copy the whole bundle folder again, or export it again")
     if not path.resolve().is_relative_to(root.resolve()):
         raise BundleCorrupt(f"'{path}' is a link that leaves the bundle")

@@ -51,6 +51,7 @@ class CompressedModel:
     changes: tuple[Change, ...] = ()
     quantization: Quantization | None = None
     calibration: Dataset | None = None
+    warnings: tuple[str, ...] = ()
     output_of: Mapping[str, str] = field(
         default_factory=dict
     )  # module -> the original's module whose output it returns

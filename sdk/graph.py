@@ -74,7 +74,7 @@ def _dynamic_shapes(model: Model) -> dict[str, dict[int, Dim]] | None:
         return None
     shapes: dict[str, dict[int, Dim]] = {name: {} for name in model.example}
     for dynamic in model.dynamic:
-        dim = Dim(dynamic.name.replace(".", "_"), min=dynamic.minimum, max=dynamic.maximum)
+        dim = Dim(dynamic.axis_name, min=dynamic.minimum, max=dynamic.maximum)
         for name, axis in dynamic_axes(dynamic, model.example):
             shapes[name][axis] = dim
     return shapes

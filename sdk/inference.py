@@ -75,7 +75,7 @@ def sample_feeds(bundle: Bundle) -> Arrays:
 
 
 def _smallest(bundle: Bundle, spec: TensorSpec) -> list[int]:
-    least = {dim.name.replace(".", "_"): dim.minimum for dim in bundle.manifest.dynamic}
+    least = {dim.axis_name: dim.minimum for dim in bundle.manifest.dynamic}
     return [least[size] if isinstance(size, str) else size for size in spec.shape]
 
 

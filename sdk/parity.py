@@ -112,10 +112,10 @@ def compare(
     outputs = tuple(_output(name, expected, actual) for name in expected[0])
     worst = min(outputs, key=lambda o: (o.sqnr_db, o.cosine_min))
     agreement, judged = _top1(expected, actual, logits) if logits else (None, None)
-    misses = _gate_misses(worst, agreement, tolerance, "")
+    misses = _gate_misses(outputs, agreement, tolerance, "")
     if synthetic and tolerance.synthetic:
         references, answers = [pair[0] for pair in synthetic], [pair[1] for pair in synthetic]
-        edge = min((_output(name, references, answers) for name in references[0]), key=lambda o: o.sqnr_db)
+        edge = tuple(_output(name, references, answers) for name in references[0])
         misses += _gate_misses(edge, None, tolerance, " on synthetic inputs")
     return Parity(
         samples=len(expected),
@@ -180,15 +180,18 @@ def _top1(expected: Sequence[Arrays], actual: Sequence[Arrays], logits: str) -> 
     return float(agree.mean()), int(confident.sum())
 
 
-def _gate_misses(worst: OutputParity, agreement: float | None, tolerance: Tolerance, where: str) -> list[str]:
+def _gate_misses(
+    outputs: Sequence[OutputParity], agreement: float | None, tolerance: Tolerance, where: str
+) -> list[str]:
+    turned, noisy = min(outputs, key=lambda o: o.cosine_min), min(outputs, key=lambda o: o.sqnr_db)
     figures = (
-        ("cosine", worst.cosine_min, tolerance.cosine_min, ".6f"),
-        ("SQNR (dB)", worst.sqnr_db, tolerance.sqnr_db_min, ".2f"),
-        ("top-1 agreement", agreement, tolerance.top1_agreement_min, ".3f"),
+        ("cosine", turned.cosine_min, tolerance.cosine_min, ".6f", turned.name),
+        ("SQNR (dB)", noisy.sqnr_db, tolerance.sqnr_db_min, ".2f", noisy.name),
+        ("top-1 agreement", agreement, tolerance.top1_agreement_min, ".3f", noisy.name),
     )
     return [
-        f"{name}{where} is {value:{form}}, the gate is {least:{form}} (worst output '{worst.name}')"
-        for name, value, least, form in figures
+        f"{name}{where} is {value:{form}}, the gate is {least:{form}} (worst output '{output}')"
+        for name, value, least, form, output in figures
         if value is not None and least is not None and value < least
     ]
 

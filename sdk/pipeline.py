@@ -103,7 +103,9 @@ def draft(
         program = capture(compressed.model)
     predicted = forecast(compressed, program)
     require_fit(predicted.run_bytes, profile, options.max_memory_mb)
-    return Draft(compressed, program, chosen, profile, predicted, evaluation, (*model.warnings, *warnings))
+    return Draft(
+        compressed, program, chosen, profile, predicted, evaluation, (*model.warnings, *warnings, *compressed.warnings)
+    )
 
 
 def export(

@@ -44,7 +44,7 @@ class Plan(Value, frozen=True, kw_only=True):
 
     def record(self) -> PlanRecord:
         """The plan as the manifest keeps it."""
-        return msgspec.convert(self.to_data(), PlanRecord)
+        return PlanRecord.from_json(self.to_json())
 
     @classmethod
     def from_json(cls, text: str | bytes) -> Plan:

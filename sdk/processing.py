@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from edgekit.errors import InvalidInput, ToolchainMissing
-from edgekit.types import Layout, TensorSpec, Value
+from edgekit.types import DynamicDim, Layout, TensorSpec, Value
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+MAX_ASPECT = 100  # resizing comes before the crop, so a thin image would grow without bound
 Array = np.ndarray[Any, np.dtype[Any]]
 Arrays = dict[str, Array]  # tensor name -> array
 Assets = Mapping[str, bytes]  # file name -> content; the files a bundle carries beside the model
@@ -53,6 +54,8 @@ class ImagePreprocess(Value, frozen=True, kw_only=True, tag="image"):
             return image.resize((self.width, self.height), method)
         side = max(self.shorter_side or 0, self.height, self.width)
         scale = side / min(image.size)
+        if max(image.size) > MAX_ASPECT * min(image.size):
+            raise InvalidInput(f"an image of {image.width} x {image.height} is too thin: crop it first")
         image = image.resize((max(side, round(image.width * scale)), max(side, round(image.height * scale))), method)
         left, top = (image.width - self.width) // 2, (image.height - self.height) // 2
         return image.crop((left, top, left + self.width, top + self.height))
@@ -74,7 +77,10 @@ class TextPreprocess(Value, frozen=True, kw_only=True, tag="text"):
             from tokenizers import Tokenizer
         except ImportError as error:
             raise ToolchainMissing("text input needs tokenizers: pip install 'edgekit[text]'") from error
-        tokenizer = Tokenizer.from_str(assets[self.tokenizer].decode())
+        try:
+            tokenizer = Tokenizer.from_str(_text(assets, self.tokenizer))
+        except Exception as error:  # tokenizers raises plain `Exception`
+            raise InvalidInput(f"'{self.tokenizer}' is not a readable tokenizer: {error}") from error
         tokenizer.enable_truncation(self.length)
         tokenizer.no_padding()
         encoding = tokenizer.encode(source)
@@ -98,8 +104,10 @@ class ClassLabels(Value, frozen=True, kw_only=True, tag="labels"):
 
     def __call__(self, outputs: Arrays, assets: Assets) -> dict[str, Any]:
         """The `top` classes, the likeliest first."""
-        labels = assets[self.labels].decode().splitlines()
+        labels = _text(assets, self.labels).splitlines()
         probabilities = softmax(outputs[self.output].astype(np.float64))[0]
+        if len(labels) < len(probabilities):
+            raise InvalidInput(f"'{self.labels}' has {len(labels)} labels for {len(probabilities)} classes")
         order = np.argsort(-probabilities, kind="stable")[: self.top]
         return {"labels": [{"label": labels[i], "index": int(i), "p": float(probabilities[i])} for i in order]}
 
@@ -125,6 +133,15 @@ def softmax(logits: Array) -> Array:
     return np.asarray(shifted / shifted.sum(axis=-1, keepdims=True))
 
 
+def _text(assets: Assets, name: str) -> str:
+    try:
+        return assets[name].decode()
+    except KeyError as error:
+        raise InvalidInput(f"the bundle carries no '{name}'") from error
+    except UnicodeDecodeError as error:
+        raise InvalidInput(f"'{name}' is not UTF-8: {error}") from error
+
+
 def open_image(source: str | Path | bytes | Array) -> Image:
     """An RGB image from a path, file bytes or a uint8 array. Raises `InvalidInput` for anything else."""
     try:
@@ -132,23 +149,33 @@ def open_image(source: str | Path | bytes | Array) -> Image:
     except ImportError as error:
         raise ToolchainMissing("images need Pillow: pip install pillow") from error
     if isinstance(source, np.ndarray):
-        if source.dtype != np.uint8 or source.ndim not in (2, 3):
+        if (
+            source.dtype != np.uint8
+            or not source.size
+            or source.ndim not in (2, 3)
+            or source.shape[2:] not in ((), (3,))
+        ):
             raise InvalidInput(f"an image array must be uint8 [H, W, 3] or [H, W], not {source.dtype}{source.shape}")
         return Image.fromarray(source).convert("RGB")
     shown = "image bytes" if isinstance(source, bytes) else f"image '{source}'"
     try:
         image = Image.open(io.BytesIO(source) if isinstance(source, bytes) else source)
-        return ImageOps.exif_transpose(image).convert("RGB")  # decoding happens here, so broken files fail here
+        image = ImageOps.exif_transpose(image)
+        if image.mode.startswith("I"):  # 16 bits a pixel, which Pillow would clip at 255
+            image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+        return image.convert("RGB")  # decoding happens here, so broken files fail here
     except FileNotFoundError as error:
         raise InvalidInput(f"{shown} does not exist") from error
     except Image.DecompressionBombError as error:
         raise InvalidInput(f"{shown} is too large to decode safely: {error}") from error
-    except (OSError, SyntaxError, ValueError) as error:
+    except Exception as error:  # Pillow's decoders raise a dozen types for damaged files
         raise InvalidInput(f"{shown} is not a readable image: {error}") from error
 
 
-def check_arrays(arrays: Mapping[str, Array], specs: tuple[TensorSpec, ...]) -> None:
-    """Raise `InvalidInput` unless `arrays` has just the named tensors with fitting dtypes and shapes."""
+def check_arrays(
+    arrays: Mapping[str, Array], specs: tuple[TensorSpec, ...], dynamic: tuple[DynamicDim, ...] = ()
+) -> None:
+    """Raise `InvalidInput` unless `arrays` has just the named tensors with fitting dtypes, shapes and dynamic sizes."""
     wanted = {spec.name: spec for spec in specs}
     if arrays.keys() != wanted.keys():
         raise InvalidInput(f"inputs must be {', '.join(map(str, specs))}; got {', '.join(map(str, arrays)) or 'none'}")
@@ -156,10 +183,14 @@ def check_arrays(arrays: Mapping[str, Array], specs: tuple[TensorSpec, ...]) -> 
         spec = wanted[name]
         if not isinstance(array, np.ndarray):
             raise InvalidInput(f"input '{name}' must be a numpy array, not {type(array).__name__}")
-        if array.dtype.name != spec.dtype:
+        if array.dtype.name != spec.dtype or not array.dtype.isnative:
             raise InvalidInput(f"input '{name}' must be {spec.dtype}, not {array.dtype}: use .astype('{spec.dtype}')")
         fits = array.ndim == len(spec.shape) and all(
             isinstance(want, str) or want == got for want, got in zip(spec.shape, array.shape, strict=True)
         )
         if not fits:
             raise InvalidInput(f"input '{name}' must have shape {list(spec.shape)}, not {list(array.shape)}")
+        for dim in dynamic:
+            sizes = [got for want, got in zip(spec.shape, array.shape, strict=True) if want == dim.axis_name]
+            if any(not dim.minimum <= size <= dim.maximum for size in sizes):
+                raise InvalidInput(f"input '{name}' has {dim.axis_name} = {sizes[0]}; this bundle takes {dim}")

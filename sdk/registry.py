@@ -28,7 +28,7 @@ def names(package: str) -> tuple[str, ...]:
 def load(package: str, name: str) -> ModuleType:
     """Import one plugin. Raises `UnknownName` with the nearest match when there is none."""
     if name not in names(package):
-        raise unknown_name(package.rpartition(".")[2].removesuffix("s").replace("_", " "), name, names(package))
+        raise unknown_name(_kind(package), name, names(package))
     external = _external(package)
     if name in external:
         module = external[name].load()
@@ -41,11 +41,19 @@ def load(package: str, name: str) -> ModuleType:
 def summary(package: str, name: str) -> str:
     """First docstring line of a plugin, read from its source so that its toolchain is not imported."""
     external = _external(package)
-    spec = find_spec(external[name].module if name in external else f"{package}.{name}")
+    try:
+        spec = find_spec(external[name].module if name in external else f"{package}.{name}")
+    except ModuleNotFoundError:  # a third party's package that is half removed must not break the listing
+        return ""
     if spec is None or spec.origin is None:
         return ""
     docstring = ast.get_docstring(ast.parse(Path(spec.origin).read_text(encoding="utf-8")))
     return (docstring or "").partition("\n")[0]
+
+
+def _kind(package: str) -> str:
+    plural = package.rpartition(".")[2].replace("_", " ")
+    return plural.removesuffix("es") if plural.endswith("sses") else plural.removesuffix("s")
 
 
 @cache

@@ -82,8 +82,8 @@ def measurement_cells(measured: Measurement) -> list[tuple[str, str]]:
     """Label and text of every line of a measurement, for people."""
     state, latency = measured.before, measured.latency
     clocks = "clocks not shown by this machine"
-    if state.clock_now_hz:
-        clocks = f"{state.clock_now_hz / 1e9:.2f} GHz before, {(measured.after.clock_now_hz or 0) / 1e9:.2f} after"
+    if state.clock_now_hz and measured.after.clock_now_hz:
+        clocks = f"{state.clock_now_hz / 1e9:.2f} GHz before, {measured.after.clock_now_hz / 1e9:.2f} after"
     warm = "steady" if measured.warm else "NOT steady: the machine is busy or throttling"
     lines = [
         ("bundle", f"{measured.bundle}  {measured.runtime} {measured.runtime_version}, {measured.threads} thread(s)"),

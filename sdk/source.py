@@ -313,7 +313,7 @@ def _spec(name: str, tensor: Tensor, dynamic: tuple[DynamicDim, ...], preprocess
     for dim in dynamic:
         for target, axis in dynamic_axes(dim, {name: tensor}):
             if target == name:
-                shape[axis] = dim.name.replace(".", "_")
+                shape[axis] = dim.axis_name
     layout = preprocess.layout if isinstance(preprocess, ImagePreprocess) and preprocess.input == name else None
     return TensorSpec(name=name, dtype=_dtype(tensor), shape=tuple(shape), layout=layout)
 
@@ -327,7 +327,7 @@ def _output_spec(
         for axis, length in enumerate(tensor.shape):
             batch_axis = dim.name != "batch" or axis == 0
             if length in size and batch_axis and isinstance(shape[axis], int):
-                shape[axis] = dim.name.replace(".", "_")
+                shape[axis] = dim.axis_name
                 break
     return TensorSpec(name=name, dtype=_dtype(tensor), shape=tuple(shape))
 

@@ -77,4 +77,7 @@ def check(toolchain: Toolchain) -> Finding:
 def _key(text: str) -> tuple[int, ...]:
     """The release numbers of a version; local and pre-release parts do not count."""
     release = re.match(r"\d+(\.\d+)*", text)
-    return tuple(int(part) for part in release.group().split(".")) if release else (0,)
+    numbers = [int(part) for part in release.group().split(".")] if release else []
+    while numbers and numbers[-1] == 0:  # 2.0 is 2
+        numbers.pop()
+    return tuple(numbers)

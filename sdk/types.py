@@ -34,7 +34,7 @@ class Value(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
             return msgspec.json.decode(text, type=cls)
         except msgspec.ValidationError as error:
             raise InvalidInput(f"not a valid {cls.__name__}: {error}") from error
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
             raise InvalidInput(f"not valid JSON for a {cls.__name__}: {error}") from error
 
     def to_data(self) -> dict[str, Any]:
@@ -64,7 +64,15 @@ class DynamicDim(Value, frozen=True, kw_only=True):
 
     def __post_init__(self) -> None:
         if not 1 <= self.minimum < self.maximum:
-            raise ValueError(f"dynamic dimension {self.name}={self.minimum}:{self.maximum} needs 1 <= low < high")
+            raise ValueError(f"dynamic dimension {self} needs 1 <= low < high")
+
+    def __str__(self) -> str:
+        return f"{self.name}={self.minimum}:{self.maximum}"
+
+    @property
+    def axis_name(self) -> str:
+        """What shapes call it: graph formats allow no dot in a name."""
+        return self.name.replace(".", "_")
 
 
 class ModelSource(Value, frozen=True, kw_only=True):
@@ -78,7 +86,7 @@ class ModelSource(Value, frozen=True, kw_only=True):
     def name(self) -> str:
         """A short name for folders and tables: `efficientnet_lite0`, `my_model`."""
         tail = self.ref.rpartition(":")[2] if self.kind == "python" else Path(self.ref).name
-        return Path(tail).stem or self.kind
+        return tail.removesuffix(".pt2") or self.kind
 
 
 class Change(Value, frozen=True, kw_only=True):

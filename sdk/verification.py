@@ -103,7 +103,7 @@ def fit(sample: Arrays, inputs: Sequence[TensorSpec], dynamic: Sequence[DynamicD
 
 
 def _size(array: Array, spec: TensorSpec, dim: DynamicDim) -> int:
-    name = dim.name.replace(".", "_")
+    name = dim.axis_name
     sizes: list[int] = [array.shape[axis] for axis, size in enumerate(spec.shape) if size == name]
     return min([dim.maximum, *sizes])
 
@@ -111,7 +111,7 @@ def _size(array: Array, spec: TensorSpec, dim: DynamicDim) -> int:
 def _resized(array: Array, spec: TensorSpec, dim: DynamicDim, size: int) -> Array:
     """Tile and cut along the axes that the dynamic size names."""
     for axis, name in enumerate(spec.shape):
-        if name == dim.name.replace(".", "_"):
+        if name == dim.axis_name:
             array = np.take(array, np.arange(size) % array.shape[axis], axis=axis)
     return array
 

@@ -36,7 +36,7 @@ def run(
             answers.append({"input": source, **answer(found, outputs)})
         stats = session.stats()
     if save:
-        np.savez(save, allow_pickle=False, **outputs)
+        np.savez(save, **outputs)  # type: ignore[arg-type]
     if json:
         show_json({"answers": answers, "stats": stats})
         return 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Literal
 
@@ -19,8 +20,11 @@ from edgekit.compression import (
     tensor_spec,
     weight_layers,
 )
+from edgekit.dataset import Dataset
 from edgekit.profile import DeviceProfile
 from edgekit.types import TensorSpec
+
+OBSERVED = 8  # samples that tell a dead layer from a living one
 
 
 class Int8Static(Pass, frozen=True, kw_only=True, tag="int8_static"):
@@ -48,7 +52,7 @@ class Int8Static(Pass, frozen=True, kw_only=True, tag="int8_static"):
 
     def apply(self, model: CompressedModel, context: PassContext) -> CompressedModel:
         """Decide the scheme; the exporter finds the ranges with its own observers and kernels in mind."""
-        need_calibration(self, context)
+        data = need_calibration(self, context)
         changes = []
         axis = "per_channel axis 0" if self.per_channel else "per_tensor"
         for path, layer in weight_layers(model.model.module):
@@ -63,7 +67,30 @@ class Int8Static(Pass, frozen=True, kw_only=True, tag="int8_static"):
             per_channel=self.per_channel,
             keep_float=self.keep_float,
         )
-        return replace(model, changes=(*model.changes, *changes), quantization=scheme)
+        warnings = (*model.warnings, *_dead_observers(model.model.module, data))
+        return replace(model, changes=(*model.changes, *changes), quantization=scheme, warnings=warnings)
+
+
+def _dead_observers(module: nn.Module, data: Dataset) -> list[str]:
+    """Inputs and layer outputs that never change over the samples: their range says nothing about real use."""
+    dead = [n for n in data.samples[0] if len({float(v) for s in data.samples for v in (s[n].min(), s[n].max())}) == 1]
+    seen: dict[str, set[float]] = {}
+
+    def observe(path: str) -> Callable[..., None]:
+        return lambda layer, inputs, output: seen.setdefault(path, set()).update(
+            (float(output.min()), float(output.max()))
+        )
+
+    handles = [layer.register_forward_hook(observe(path)) for path, layer in weight_layers(module)]
+    with torch.no_grad():
+        for sample in data.samples[:OBSERVED]:
+            module(**{name: torch.from_numpy(array) for name, array in sample.items()})
+    for handle in handles:
+        handle.remove()
+    dead += [path for path, ends in seen.items() if len(ends) == 1]
+    return [
+        f"'{name}' never changes over the calibration samples: its range means nothing, give others" for name in dead
+    ]
 
 
 def round_weight(layer: WeightLayer, per_channel: bool) -> Tensor:

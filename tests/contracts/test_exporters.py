@@ -1,0 +1,63 @@
+"""Every exporter, by existing, goes through these."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from edgekit import registry
+from edgekit.bundle import Bundle
+from edgekit.compression import compress
+from edgekit.divergence import module_errors
+from edgekit.graph import capture
+from edgekit.inference import RUNTIMES
+from edgekit.pipeline import ExportOptions, export
+from edgekit.planning import EXPORTERS, plan
+from edgekit.profile import find_device
+from edgekit.source import load
+from edgekit.types import Value
+
+MODELS = Path(__file__).parents[1] / "models.py"
+NAMES = registry.names(EXPORTERS)
+
+
+@pytest.fixture(scope="module", params=NAMES)
+def format(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture(scope="module")
+def bundle(format: str, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    out = tmp_path_factory.mktemp(format) / "out"
+    given = ExportOptions(format=format, precision="fp32", measure=False)
+    return export(f"{MODELS}:small_conv", "raspberrypi5", out, given)
+
+
+def test_it_names_a_runtime_that_runs_its_format(format: str) -> None:
+    exporter = registry.load(EXPORTERS, format)
+    assert format == registry.load(RUNTIMES, exporter.RUNTIME).FORMAT
+    assert isinstance(exporter.Options(), Value)
+
+
+def test_its_artifact_answers_like_pytorch(bundle: Bundle) -> None:
+    assert bundle.manifest.parity is not None
+    assert bundle.manifest.parity.cosine_min is not None
+    assert bundle.manifest.parity.cosine_min > 0.99999
+
+
+def test_it_writes_only_what_the_manifest_lists(bundle: Bundle) -> None:
+    listed = {record.path for record in (*bundle.manifest.artifacts, *bundle.manifest.assets)}
+    found = {str(path.relative_to(bundle.path)) for path in bundle.path.rglob("*") if path.is_file()}
+    assert found == listed | {"manifest.json"}
+
+
+def test_exposed_modules_answer_like_pytorchs(bundle: Bundle, format: str) -> None:
+    model = load(f"{MODELS}:small_conv")
+    program, device = capture(model), find_device("raspberrypi5")
+    compressed = compress(model, plan(program, device, precision="fp32", format=format), device, program)
+    feeds = {"pixels": np.random.default_rng(0).uniform(0, 1, (1, 3, 32, 32)).astype(np.float32)}
+    errors = module_errors(model, compressed, bundle, registry.load(EXPORTERS, format), feeds)
+    assert [error.module for error in errors] == ["norm", "depthwise"]  # `head` is the output itself
+    assert min(error.sqnr_db for error in errors) > 100

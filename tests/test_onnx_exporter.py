@@ -1,0 +1,121 @@
+"""What is particular to ONNX files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from torch import nn
+
+from edgekit.compression import CompressedModel
+from edgekit.errors import UnsupportedModel
+from edgekit.exporters import onnx as exporter
+from edgekit.graph import capture
+from edgekit.inference import open_session
+from edgekit.pipeline import ExportOptions, export
+from edgekit.source import load
+from edgekit.verification import verify
+
+MODELS = Path(__file__).parent / "models.py"
+
+
+def exported(model: nn.Module, example: torch.Tensor, out: Path, **options: object) -> onnx.ModelProto:
+    loaded = load(model, example)
+    given = exporter.Options(**options)  # type: ignore[arg-type]
+    exporter.export(CompressedModel(model=loaded), capture(loaded), "fp32", out, given, lambda step: None)
+    return onnx.load(out / "model.onnx")
+
+
+class Renamed(nn.Module):
+    """Outputs whose names are also names inside the graph, an input returned as it is, one value returned twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(4, 4)
+
+    def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+        y = self.linear(x)
+        z = torch.relu(y)
+        return {"relu": y, "linear": z, "again": z, "same": x}
+
+
+def test_outputs_get_the_models_names_whatever_the_graph_calls_its_values(tmp_path: Path) -> None:
+    bundle = export(load(Renamed().eval(), torch.randn(1, 4)), "raspberrypi5", tmp_path / "out",
+                    ExportOptions(precision="fp32", measure=False))  # fmt: skip
+    x = np.array([[1.0, -2.0, 3.0, -4.0]], np.float32)
+    with open_session(bundle) as session:
+        outputs = session.run({"x": x})
+    assert list(outputs) == ["relu", "linear", "again", "same"]
+    np.testing.assert_array_equal(outputs["same"], x)
+    np.testing.assert_array_equal(outputs["linear"], np.maximum(outputs["relu"], 0))
+
+
+def test_nodes_keep_their_module_and_nothing_else_of_the_trace(tmp_path: Path) -> None:
+    model, example = nn.Sequential(nn.Linear(4, 4), nn.ReLU()).eval(), torch.randn(1, 4)
+    proto = exported(model, example, tmp_path)
+    assert {p.value for n in proto.graph.node for p in n.metadata_props} == {"0", "1"}
+    assert {p.key for n in proto.graph.node for p in n.metadata_props} == {"edgekit.module"}
+
+
+def test_large_weights_go_beside_the_graph_and_the_bundle_carries_both(tmp_path: Path) -> None:
+    model = nn.Linear(64, 64).eval()
+    exported(model, torch.randn(1, 64), tmp_path, external_data_bytes=1000)
+    assert (tmp_path / "model.onnx.data").stat().st_size >= 64 * 64 * 4
+    assert (tmp_path / "model.onnx").stat().st_size < 10_000
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "int8-dynamic"])
+def test_external_data_works_at_every_precision(
+    precision: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class SmallFiles(exporter.Options, frozen=True, kw_only=True):
+        external_data_bytes: int = 1000
+
+    monkeypatch.setattr(exporter, "Options", SmallFiles)
+    model = load(nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 8)).eval(), torch.randn(1, 64))
+    bundle = export(model, "raspberrypi5", tmp_path / "out", ExportOptions(precision=precision, measure=False))
+    assert [a.path for a in bundle.manifest.assets if a.role == "external_data"] == ["model.onnx.data"]
+    assert bundle.model_bytes > bundle.artifact.bytes
+    assert verify(bundle).ok
+
+
+def test_a_model_that_cannot_be_quantised_is_no_int8_model(tmp_path: Path) -> None:
+    with pytest.raises(UnsupportedModel, match="not one op of this model could be quantised.*fp32"):
+        export(load(nn.Softmax(-1).eval(), torch.randn(1, 4)), "raspberrypi5", tmp_path / "out",
+               ExportOptions(precision="int8-dynamic", measure=False))  # fmt: skip
+
+
+def test_gemm_is_split_exactly(tmp_path: Path) -> None:
+    model, example = nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 3, bias=False)).eval(), torch.randn(1, 6)
+    proto = exported(model, example, tmp_path)
+    before = onnx.reference.ReferenceEvaluator(proto)
+    exporter._split_gemm(proto)
+    onnx.checker.check_model(proto)
+    assert "Gemm" not in {node.op_type for node in proto.graph.node}
+    feeds = {proto.graph.input[0].name: np.random.default_rng(0).standard_normal((1, 6)).astype(np.float32)}
+    np.testing.assert_allclose(onnx.reference.ReferenceEvaluator(proto).run(None, feeds)[0], before.run(None, feeds)[0],
+                               rtol=1e-6)  # fmt: skip
+
+
+def test_the_input_range_puts_zero_on_a_step() -> None:
+    pixels = {"x": np.array([[-1.0, 1.0]], np.float32)}
+    ranges = exporter._input_ranges((pixels,), "uint8")["x"][0]
+    step = (float(ranges["rmax"]) - float(ranges["rmin"])) / 255
+    assert float(ranges["rmin"]) == -1.0
+    assert float(ranges["rmax"]) >= 1.0
+    assert abs(1.0 / step - round(1.0 / step)) < 1e-4
+    assert exporter._input_ranges(({"x": np.array([0.0, 1.0], np.float32)},), "uint8") == {}
+    assert exporter._input_ranges(({"x": np.array([-3, 3])},), "uint8") == {}
+
+
+def test_a_missing_toolchain_names_the_line_to_type(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    import sys
+
+    from edgekit.errors import ToolchainMissing
+
+    monkeypatch.setitem(sys.modules, "onnxscript", None)
+    with pytest.raises(ToolchainMissing, match=r"pip install 'edgekit\[onnx\]'"):
+        exported(nn.Linear(2, 2).eval(), torch.randn(1, 2), tmp_path)

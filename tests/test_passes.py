@@ -1,0 +1,142 @@
+"""What single passes compute, against references in float64."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from edgekit.compression import CompressedModel, PassContext
+from edgekit.dataset import Dataset, load_dataset
+from edgekit.errors import InvalidInput
+from edgekit.graph import capture
+from edgekit.passes.correct_bias import CorrectBias
+from edgekit.passes.float16 import Float16
+from edgekit.passes.fold_batch_norm import FoldBatchNorm
+from edgekit.passes.int8_dynamic import Int8Dynamic
+from edgekit.passes.int8_static import Int8Static, round_weight
+from edgekit.profile import find_device
+from edgekit.source import Model, load
+
+MODELS = Path(__file__).parent / "models.py"
+
+
+def context(model: Model, data: Dataset | None = None) -> PassContext:
+    return PassContext(device=find_device("raspberrypi5"), program=capture(model), calibration=data)
+
+
+def samples(model: Model, path: Path) -> Dataset:
+    return load_dataset(str(path), model.inputs, None, {})
+
+
+def test_folding_changes_no_answer_beyond_rounding() -> None:
+    model = load(f"{MODELS}:small_conv")
+    folded = FoldBatchNorm().apply(CompressedModel(model=model), context(model))
+    assert isinstance(folded.model.module.norm, nn.Identity)
+    x = torch.rand(4, 3, 32, 32)
+    reference = model.module.double()(x.double())
+    assert float((folded.model.module(x) - reference).abs().max()) < 1e-6 * float(reference.abs().max()) + 1e-6
+    assert folded.output_of == {"stem": "norm"}
+
+
+def test_a_batch_norm_whose_convolution_has_another_reader_stays() -> None:
+    class Shared(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.norm = nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y = self.conv(x)
+            return self.norm(y) + y
+
+    model = load(Shared().eval(), torch.rand(1, 3, 8, 8))
+    assert FoldBatchNorm().apply(CompressedModel(model=model), context(model)).changes == ()
+
+
+@given(rows=st.integers(1, 5), columns=st.integers(1, 9), seed=st.integers(0, 2**32 - 1), scale=st.floats(1e-6, 1e6))
+def test_rounded_weights_are_on_the_grid_and_nearest(rows: int, columns: int, seed: int, scale: float) -> None:
+    layer = nn.Linear(columns, rows)
+    weight = np.random.default_rng(seed).standard_normal((rows, columns)) * scale
+    layer.weight = nn.Parameter(torch.tensor(weight, dtype=torch.float32), requires_grad=False)
+    exact = layer.weight.numpy().astype(np.float64)
+    step = np.abs(exact).max(axis=1, keepdims=True) / 127
+    error = np.abs(round_weight(layer, per_channel=True).numpy() - exact)
+    assert (error <= step / 2 * (1 + 1e-4)).all()
+    largest = np.abs(exact).argmax(axis=1)
+    assert (error[np.arange(rows), largest] <= step[:, 0] * 1e-4).all()
+
+
+def test_a_channel_of_zeros_stays_zeros() -> None:
+    layer = nn.Linear(4, 2)
+    layer.weight = nn.Parameter(torch.tensor([[0.0] * 4, [1.0, 2.0, 3.0, 4.0]]), requires_grad=False)
+    assert round_weight(layer, per_channel=True)[0].tolist() == [0.0] * 4
+
+
+def test_corrected_biases_restore_every_mean_output(pixels_npz: Path) -> None:
+    """Weights rounded to a coarse grid by hand, as the exporter will, on the very samples of the correction."""
+    model = load(f"{MODELS}:small_conv")
+    data = samples(model, pixels_npz)
+    around = context(model, data)
+    decided = Int8Static().apply(CompressedModel(model=model, calibration=data), around)
+    corrected = CorrectBias(samples=64).apply(decided, around).model.module
+    batch = torch.cat([torch.from_numpy(s["pixels"]) for s in data.samples])
+    for path in ("stem", "depthwise", "head"):
+        layer = corrected.get_submodule(path)
+        layer.weight.data = round_weight(layer, per_channel=True)
+    means: dict[str, list[torch.Tensor]] = {}
+    for module in (model.module, corrected):
+        for path in ("stem", "depthwise", "head"):
+            module.get_submodule(path).register_forward_hook(
+                lambda m, i, o, p=path: means.setdefault(p, []).append(
+                    o.double().mean(dim=(0, 2, 3) if o.dim() == 4 else 0)
+                )
+            )
+        module(batch)
+    for path, (expected, got) in means.items():
+        assert float((expected - got).abs().max()) < 1e-5, path
+
+
+def test_a_model_without_a_batch_axis_keeps_its_biases_with_the_reason(pixels_npz: Path) -> None:
+    class OneRow(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(3, 4, 1)
+
+        def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+            return self.conv(pixels).reshape(1, 4 * 32 * 32)
+
+    model = load(OneRow().eval(), torch.rand(1, 3, 32, 32))
+    data = samples(model, pixels_npz)
+    decided = Int8Static().apply(CompressedModel(model=model, calibration=data), context(model, data))
+    change = CorrectBias().apply(decided, context(model, data)).changes[-1]
+    assert change.tensor == "conv.bias"
+    assert change.after == change.before
+    assert "takes no batch" in (change.reason or "")
+
+
+def test_bias_correction_without_an_int8_scheme_is_refused(pixels_npz: Path) -> None:
+    model = load(f"{MODELS}:small_conv")
+    with pytest.raises(InvalidInput, match="must come after"):
+        CorrectBias().apply(CompressedModel(model=model), context(model, samples(model, pixels_npz)))
+
+
+def test_float16_says_which_weights_do_not_fit() -> None:
+    model = load(f"{MODELS}:overflowing")
+    changes = {c.tensor: c for c in Float16().apply(CompressedModel(model=model), context(model)).changes}
+    assert "Inf" in changes["first.weight"].after
+    assert changes["second.weight"].after == "float16"
+    assert changes["second.weight"].bytes_after * 2 == changes["second.weight"].bytes_before
+
+
+def test_dynamic_int8_keeps_convolutions_and_takes_matrices_and_tables() -> None:
+    conv, tables = load(f"{MODELS}:small_conv"), load(f"{MODELS}:two_inputs")
+    kept = {c.tensor: c.reason for c in Int8Dynamic().apply(CompressedModel(model=conv), context(conv)).changes}
+    assert "no dynamic int8 kernel" in (kept["stem.weight"] or "")
+    assert kept["head.weight"] is None
+    taken = {c.tensor: c.after for c in Int8Dynamic().apply(CompressedModel(model=tables), context(tables)).changes}
+    assert taken["table.weight"] == taken["mix.weight"] == "int8"
