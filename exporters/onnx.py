@@ -6,11 +6,7 @@ trace: no source paths of the machine that exported.
 
 from __future__ import annotations
 
-import contextlib
-import io
-import logging
 import tempfile
-import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -24,6 +20,7 @@ from edgekit.errors import ToolchainMissing, UnsupportedModel
 from edgekit.exporting import Exported, Refusal
 from edgekit.processing import Arrays
 from edgekit.profile import DeviceProfile
+from edgekit.quiet import quiet
 from edgekit.types import DType, Precision, TensorSpec, Value
 
 if TYPE_CHECKING:
@@ -140,7 +137,7 @@ def _convert(model: CompressedModel, program: ExportedProgram, options: Options)
     import torch
 
     try:
-        with _quiet():
+        with quiet():
             converted = torch.onnx.export(
                 program,
                 dynamo=True,
@@ -215,7 +212,7 @@ def _quantize(model: CompressedModel, source: Path, out: Path, large: bool, prog
         progress("cast to float16")
         from onnxruntime.transformers.float16 import convert_float_to_float16
 
-        with _quiet():
+        with quiet():
             _save(convert_float_to_float16(_toolchain().load(source), keep_io_types=True), out, large)
     elif scheme.scheme == "dynamic":
         _quantize_dynamic(scheme, source, out, large, progress)
@@ -230,7 +227,7 @@ def _quantize_dynamic(scheme: Quantization, source: Path, out: Path, large: bool
     proto = _toolchain().load(source)
     _split_gemm(proto)
     _save(proto, source, large)
-    with _quiet():
+    with quiet():
         quantize_dynamic(
             source,
             out,
@@ -251,7 +248,7 @@ def _quantize_static(
     kept = _float_nodes(_toolchain().load(source), scheme.keep_float)
     progress(f"calibrate on {len(model.calibration.samples)} samples")
     types = {"uint8": QuantType.QUInt8, "int8": QuantType.QInt8}
-    with _quiet():
+    with quiet():
         quantize_static(
             source,
             out,
@@ -381,16 +378,3 @@ def _dims(info: onnx.ValueInfoProto) -> tuple[int | str, ...]:
 
 def _save(proto: onnx.ModelProto, path: Path, large: bool) -> None:
     _toolchain().save(proto, path, save_as_external_data=large, location=DATA)
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Hold back what the toolchains print and warn; their errors still pass."""
-    level = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(level)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.resources import files
@@ -52,8 +53,8 @@ class Dataset:
         kept = tuple(s for i, s in enumerate(self.samples) if (i + 1) % every)
         held = tuple(s for i, s in enumerate(self.samples) if not (i + 1) % every)
         return (
-            Dataset(f"{self.origin} (3 of 4)", kept, self.warnings),
-            Dataset(f"{self.origin} (every 4th)", held, self.warnings),
+            Dataset(f"{self.origin} (all but every {every}th)", kept, self.warnings),
+            Dataset(f"{self.origin} (every {every}th)", held, self.warnings),
         )
 
 
@@ -67,7 +68,7 @@ def load_dataset(text: str, inputs: tuple[TensorSpec, ...], preprocess: Preproce
     path = Path(text)
     if path.suffix == ".npz":
         return _checked(_npz(path, inputs), inputs)
-    if path.is_dir():
+    if text and os.path.isdir(text):
         return _checked(_image_folder(path, preprocess, assets), inputs)
     raise InvalidInput(
         f"no samples at '{text}': give a folder of images, a file.npz, or builtin:NAME with {', '.join(BUILTIN)}"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import traceback
-import warnings
 from collections import Counter
 from pathlib import Path
 
@@ -12,14 +11,14 @@ from torch.export import Dim, ExportedProgram
 from torch.fx import Node
 
 from edgekit.errors import UnsupportedModel
+from edgekit.quiet import quiet
 from edgekit.source import Model, dynamic_axes
 
 
 def capture(model: Model) -> ExportedProgram:
     """Trace the model with `torch.export`. Raises `UnsupportedModel` with the line that cannot be traced."""
     try:
-        with torch.no_grad(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with torch.no_grad(), quiet():
             return torch.export.export(
                 model.module, (), dict(model.example), dynamic_shapes=_dynamic_shapes(model), strict=False
             )

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import inspect
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -123,7 +123,7 @@ def parse_source(ref: str) -> ModelSource:
         return ModelSource(kind="zoo", ref=ref.removeprefix("zoo:"))
     if ref.endswith(".pt2"):
         return ModelSource(kind="pt2", ref=ref)
-    if Path(ref).is_dir():
+    if ref and os.path.isdir(ref):
         return ModelSource(kind="huggingface", ref=ref)
     if ":" in ref:
         return ModelSource(kind="python", ref=ref)
@@ -159,10 +159,26 @@ def parse_dynamic(text: str) -> DynamicDim:
     try:
         name, _, limits = text.partition("=")
         low, high = limits.split(":")
+        if not name:
+            raise ValueError
         return DynamicDim(name=name, minimum=int(low), maximum=int(high))
     except ValueError as error:
         detail = f" ({error})" if "dynamic dimension" in str(error) else ""
         raise InvalidInput(f"dynamic size '{text}' is not NAME=LOW:HIGH, for example batch=1:8{detail}") from None
+
+
+def with_names(module_type: type[nn.Module], names: Sequence[str]) -> type[nn.Module]:
+    """`module_type`, whose forward takes `**inputs`, with these names in its signature.
+
+    torch.export matches dynamic sizes with the signature, and cannot with `**inputs` (torch 2.13).
+    """
+
+    def forward(self: nn.Module, *args: Tensor, **inputs: Tensor) -> Any:
+        return module_type.forward(self, **dict(zip(names, args, strict=False)), **inputs)
+
+    parameters = [inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD) for name in ("self", *names)]
+    forward.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    return type(module_type.__name__, (module_type,), {"forward": forward})
 
 
 def name_outputs(result: Any, prefix: str = "") -> dict[str, Tensor]:
@@ -181,23 +197,31 @@ def name_outputs(result: Any, prefix: str = "") -> dict[str, Tensor]:
         )
     named: dict[str, Tensor] = {}
     for key, value in items:
-        named |= name_outputs(value, f"{prefix}.{key}" if prefix else key)
+        inner = name_outputs(value, f"{prefix}.{key}" if prefix else key)
+        if twice := named.keys() & inner.keys():
+            raise UnsupportedModel(f"the model returns two outputs of the name '{min(twice)}': rename one")
+        named |= inner
     return named
 
 
 def weights_sha256(module: nn.Module) -> str:
     """Hash of names, dtypes, shapes and bytes of all parameters and buffers, in name order."""
     digest = hashlib.sha256()
-    for name, tensor in sorted(module.state_dict().items()):
+    for name, tensor in sorted(_weights(module).items()):
         digest.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)};".encode())
         digest.update(tensor.detach().contiguous().flatten().view(torch.uint8).numpy().data if tensor.numel() else b"")
     return digest.hexdigest()
 
 
+def _weights(module: nn.Module) -> dict[str, Any]:
+    """All parameters and buffers by name, those outside the state dict too."""
+    return {**module.state_dict(), **dict(module.named_buffers(remove_duplicate=False))}
+
+
 def _model(source: ModelSource, loaded: Loaded, options: LoadOptions) -> Model:
     module = loaded.module
     warnings: tuple[str, ...] = ()
-    if module.training:
+    if any(part.training for part in module.modules()):
         module.eval()
         warnings = ("the module was in training mode; it is exported in evaluation mode (module.eval())",)
     module.requires_grad_(False)
@@ -210,7 +234,7 @@ def _model(source: ModelSource, loaded: Loaded, options: LoadOptions) -> Model:
         module=module,
         example=example,
         inputs=inputs,
-        outputs=tuple(_output_spec(name, tensor, example, options.dynamic) for name, tensor in outputs.items()),
+        outputs=_output_specs(module, example, outputs, options.dynamic),
         dynamic=options.dynamic,
         preprocess=loaded.preprocess,
         postprocess=loaded.postprocess,
@@ -222,13 +246,20 @@ def _model(source: ModelSource, loaded: Loaded, options: LoadOptions) -> Model:
 
 
 def _check_weights(module: nn.Module) -> None:
+    parameters = dict(module.named_parameters(remove_duplicate=False))
     for name, tensor in module.state_dict().items():
         if not isinstance(tensor, Tensor):
             raise UnsupportedModel(f"state_dict entry '{name}' is a {type(tensor).__name__}, not a tensor")
+        if tensor.is_meta:
+            raise UnsupportedModel(f"weight '{name}' is on the meta device, which holds no values: load the weights")
         if tensor.is_complex():
             raise UnsupportedModel(f"weight '{name}' is {tensor.dtype}: runtimes have no complex numbers")
-        if tensor.is_floating_point() and not (finite := torch.isfinite(tensor)).all():
-            bad = int(tensor.numel() - finite.sum())
+        if not tensor.is_floating_point():
+            continue
+        wrong = ~torch.isfinite(tensor)
+        if name not in parameters:
+            wrong &= ~torch.isneginf(tensor)  # an attention mask
+        if bad := int(wrong.sum()):
             raise UnsupportedModel(
                 f"weight '{name}' holds NaN or Inf in {bad} of {tensor.numel()} elements: "
                 "the checkpoint is damaged or training diverged; load another one"
@@ -248,7 +279,11 @@ def _example(loaded: Loaded, options: LoadOptions) -> dict[str, Tensor]:
     if isinstance(example, Mapping):
         named = dict(example)
     else:
-        tensors = (example,) if isinstance(example, Tensor) else tuple(example)
+        tensors = (example,) if isinstance(example, Tensor) else example
+        if not isinstance(tensors, list | tuple):
+            raise UnsupportedModel(
+                f"the example is a {type(example).__name__}; it must be a tensor, or a tuple or dict of tensors"
+            )
         named = dict(zip(_argument_names(loaded.module, len(tensors)), tensors, strict=True))
     for name, tensor in named.items():
         if not isinstance(tensor, Tensor):
@@ -272,13 +307,17 @@ def _argument_names(module: nn.Module, count: int) -> list[str]:
 def _tensor(spec: TensorSpec, generator: torch.Generator) -> Tensor:
     dtype = getattr(torch, spec.dtype)
     shape = [int(size) for size in spec.shape]
-    if dtype.is_floating_point:
-        return torch.randn(shape, generator=generator).to(dtype)
-    return torch.ones(shape, dtype=dtype)
+    try:
+        if dtype.is_floating_point:
+            return torch.randn(shape, generator=generator).to(dtype)
+        return torch.ones(shape, dtype=dtype)
+    except (RuntimeError, TypeError) as error:  # more elements than memory or 64 bits hold
+        raise InvalidInput(f"input '{spec}' is too large to make") from error
 
 
 def _expand(example: dict[str, Tensor], dynamic: tuple[DynamicDim, ...]) -> dict[str, Tensor]:
     """Repeat examples along dynamic axes, since torch.export takes a size of 1 for a constant."""
+    taken: dict[tuple[str, int], str] = {}
     for dim in dynamic:
         axes = dynamic_axes(dim, example)
         if not axes:
@@ -286,6 +325,11 @@ def _expand(example: dict[str, Tensor], dynamic: tuple[DynamicDim, ...]) -> dict
                 f"dynamic size '{dim.name}' fits no input: use batch, or INPUT.AXIS with one of {', '.join(example)}"
             )
         for name, axis in axes:
+            if (name, axis) in taken:
+                raise InvalidInput(f"'{taken[name, axis]}' and '{dim.name}' both size axis {axis} of input '{name}'")
+            if not example[name].shape[axis]:
+                raise InvalidInput(f"the example of input '{name}' is empty along axis {axis}: give at least one")
+            taken[name, axis] = dim.name
             tensor, least = example[name], max(2, dim.minimum)
             if tensor.shape[axis] < least:
                 repeats = [1] * tensor.dim()
@@ -300,7 +344,7 @@ def dynamic_axes(dim: DynamicDim, example: Mapping[str, Tensor]) -> list[tuple[s
     if dim.name == "batch":
         return [(name, 0) for name, tensor in example.items() if tensor.dim() > 0]
     name, _, axis = dim.name.rpartition(".")
-    if name in example and axis.isdigit() and int(axis) < example[name].dim():
+    if name in example and axis.isdecimal() and int(axis) < example[name].dim():
         return [(name, int(axis))]
     if not name:  # a bare name such as `seq`: axis 1 of every [batch, seq] input of integers
         tokens = [(n, 1) for n, tensor in example.items() if tensor.dim() == 2 and not tensor.is_floating_point()]
@@ -318,18 +362,22 @@ def _spec(name: str, tensor: Tensor, dynamic: tuple[DynamicDim, ...], preprocess
     return TensorSpec(name=name, dtype=_dtype(tensor), shape=tuple(shape), layout=layout)
 
 
-def _output_spec(
-    name: str, tensor: Tensor, example: Mapping[str, Tensor], dynamic: tuple[DynamicDim, ...]
-) -> TensorSpec:
-    shape: list[int | str] = list(tensor.shape)
+def _output_specs(
+    module: nn.Module, example: Mapping[str, Tensor], outputs: Mapping[str, Tensor], dynamic: tuple[DynamicDim, ...]
+) -> tuple[TensorSpec, ...]:
+    """An output axis is dynamic where it changes with an input's size."""
+    shapes: dict[str, list[int | str]] = {name: list(tensor.shape) for name, tensor in outputs.items()}
     for dim in dynamic:
-        size = {example[n].shape[axis] for n, axis in dynamic_axes(dim, example)}
-        for axis, length in enumerate(tensor.shape):
-            batch_axis = dim.name != "batch" or axis == 0
-            if length in size and batch_axis and isinstance(shape[axis], int):
-                shape[axis] = dim.axis_name
-                break
-    return TensorSpec(name=name, dtype=_dtype(tensor), shape=tuple(shape))
+        other = dict(example)
+        for name, axis in dynamic_axes(dim, example):
+            size = example[name].shape[axis]
+            index = torch.arange(size + 1 if size < dim.maximum else size - 1) % size
+            other[name] = example[name].index_select(axis, index)
+        for name, tensor in _run_once(module, other).items():
+            for axis, (now, then) in enumerate(zip(outputs[name].shape, tensor.shape, strict=True)):
+                if now != then:
+                    shapes[name][axis] = dim.axis_name
+    return tuple(TensorSpec(name=n, dtype=_dtype(t), shape=tuple(shapes[n])) for n, t in outputs.items())
 
 
 def _dtype(tensor: Tensor) -> DType:
@@ -355,6 +403,8 @@ def _run_once(module: nn.Module, example: Mapping[str, Tensor]) -> dict[str, Ten
     for name, tensor in outputs.items():
         if tensor.is_complex():
             raise UnsupportedModel(f"output '{name}' is {tensor.dtype}; return real and imaginary parts apart")
+        if tensor.dtype == torch.bfloat16:
+            raise UnsupportedModel(f"output '{name}' is torch.bfloat16, which numpy cannot hold: return .float()")
         if not np.isfinite(tensor.float().numpy()).all():
             raise UnsupportedModel(f"output '{name}' is not finite on the example inputs: nothing could be verified")
     return outputs

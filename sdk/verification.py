@@ -70,14 +70,16 @@ def synthetic_inputs(
     """Random values in the samples' range, zeros, ten times the range, and the ends of every dynamic size."""
     rng = np.random.default_rng(SEED)
     model = samples[0]
-    low = {n: min(float(s[n].min()) for s in samples) for n in model}
-    high = {n: max(float(s[n].max()) for s in samples) for n in model}
+    low = {n: min(s[n].min().item() for s in samples) for n in model}
+    high = {n: max(s[n].max().item() for s in samples) for n in model}
 
     def draw(like: Array, name: str, factor: float = 1.0) -> Array:
         if like.dtype.kind == "f":
-            drawn = np.asarray(rng.uniform(low[name] * factor, high[name] * factor, like.shape))
+            most = float(np.finfo(like.dtype).max)
+            ends = np.clip([low[name] * factor, high[name] * factor], -most / 2, most / 2)
+            drawn = np.asarray(rng.uniform(ends[0], ends[1], like.shape))
         else:
-            drawn = np.asarray(rng.integers(int(low[name]), int(high[name]) + 1, like.shape))
+            drawn = np.asarray(rng.integers(int(low[name]), int(high[name]), like.shape, endpoint=True))
         return drawn.astype(like.dtype)
 
     made = [{n: draw(a, n) for n, a in model.items()}, {n: np.zeros_like(a) for n, a in model.items()}]

@@ -6,6 +6,7 @@ It speaks one JSON document a line. First it says how loading went; then for eac
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 from importlib.metadata import version
@@ -59,4 +60,5 @@ def _say(document: dict[str, object]) -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    with contextlib.suppress(KeyboardInterrupt, BrokenPipeError):  # whoever asked is interrupted too, and says so
+        main(*sys.argv[1:])

@@ -83,7 +83,7 @@ def test_external_data_works_at_every_precision(
 
 
 def test_a_model_that_cannot_be_quantised_is_no_int8_model(tmp_path: Path) -> None:
-    with pytest.raises(UnsupportedModel, match="not one op of this model could be quantised.*fp32"):
+    with pytest.raises(UnsupportedModel, match=r"not one op of this model could be quantised.*fp32"):
         export(load(nn.Softmax(-1).eval(), torch.randn(1, 4)), "raspberrypi5", tmp_path / "out",
                ExportOptions(precision="int8-dynamic", measure=False))  # fmt: skip
 

@@ -92,13 +92,15 @@ def test_corrected_biases_restore_every_mean_output(pixels_npz: Path) -> None:
     for module in (model.module, corrected):
         for path in ("stem", "depthwise", "head"):
             module.get_submodule(path).register_forward_hook(
-                lambda m, i, o, p=path: means.setdefault(p, []).append(
-                    o.double().mean(dim=(0, 2, 3) if o.dim() == 4 else 0)
-                )
+                lambda m, i, o, p=path: means.setdefault(p, []).append(_channel_mean(o))
             )
         module(batch)
     for path, (expected, got) in means.items():
         assert float((expected - got).abs().max()) < 1e-5, path
+
+
+def _channel_mean(output: torch.Tensor) -> torch.Tensor:
+    return output.double().mean(dim=(0, 2, 3) if output.dim() == 4 else 0)
 
 
 def test_a_model_without_a_batch_axis_keeps_its_biases_with_the_reason(pixels_npz: Path) -> None:

@@ -49,14 +49,14 @@ def run(arguments: list[str]) -> int:
         if debug:
             traceback.print_exc()
         return _fail(error, error.exit_code, "--json" in arguments)
-    except click.exceptions.Exit as stop:
-        return stop.exit_code
     except click.ClickException as error:
         error.show()
         return error.exit_code
-    except (KeyboardInterrupt, click.Abort):
-        print("interrupted: nothing half-written was left", file=sys.stderr)
-        return INTERRUPTED
+    except (click.exceptions.Exit, KeyboardInterrupt, click.Abort) as stop:
+        code = getattr(stop, "exit_code", INTERRUPTED)
+        if code == INTERRUPTED:
+            print("interrupted: nothing half-written was left", file=sys.stderr)
+        return code
     except Exception as error:
         if debug:
             raise

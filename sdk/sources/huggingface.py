@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from edgekit.errors import InvalidInput, ToolchainMissing, UnsupportedModel
 from edgekit.processing import ClassLabels, ImagePreprocess, Postprocess, Preprocess, TextPreprocess
-from edgekit.source import Loaded, LoadOptions
+from edgekit.source import Loaded, LoadOptions, with_names
 
 TOKENS = 128  # sequence length of token models, unless they take fewer
 AUTO_CLASSES = {  # ending of the architecture's name -> transformers auto class
@@ -44,6 +44,7 @@ def load(ref: str, options: LoadOptions) -> Loaded:
     if config is None:
         raise InvalidInput(f"'{ref}' is no Hugging Face folder: it has no config.json")
     _check_weights(folder)
+    _check_config(folder / "config.json", config)
     if "auto_map" in config and not options.trust_remote_code:
         raise InvalidInput(
             f"'{ref}' brings its own Python code ({', '.join(map(str, config['auto_map'].values()))}); it was not run. "
@@ -58,7 +59,7 @@ def load(ref: str, options: LoadOptions) -> Loaded:
         assets["labels.txt"] = "\n".join(names[index] for index in sorted(names)).encode()
         postprocess = ClassLabels(output="logits", top=min(5, len(names)))
     return Loaded(
-        module=_Plain(module, tuple(example)),
+        module=with_names(_Plain, tuple(example))(module),
         example=example,
         preprocess=preprocess,
         postprocess=postprocess,
@@ -69,10 +70,9 @@ def load(ref: str, options: LoadOptions) -> Loaded:
 class _Plain(nn.Module):
     """A transformers model that takes named tensors and returns a dict of the tensors among its outputs."""
 
-    def __init__(self, model: nn.Module, names: tuple[str, ...]) -> None:
+    def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model
-        self.names = names
 
     def forward(self, **inputs: Tensor) -> dict[str, Tensor]:
         result = self.model(**inputs, return_dict=True)
@@ -90,20 +90,27 @@ def pretrained(folder: Path, auto_class: str, **options: Any) -> nn.Module:
     log.set_verbosity_error()
     log.disable_progress_bar()
     try:
-        model: nn.Module = getattr(transformers, auto_class).from_pretrained(
+        model: nn.Module
+        model, found = getattr(transformers, auto_class).from_pretrained(
             folder,
             local_files_only=True,
             use_safetensors=True,
             dtype=torch.float32,
             attn_implementation="eager",  # plain matmul and softmax: every exporter knows them
+            output_loading_info=True,
             **options,
         )
-    except (OSError, ValueError, RuntimeError, KeyError, ImportError) as error:
+    except Exception as error:  # transformers, safetensors and the folder's own code raise dozens of types
         raise UnsupportedModel(f"transformers {transformers.__version__} cannot load '{folder}': {error}") from error
     finally:
         log.set_verbosity(verbosity)
         if bars:
             log.enable_progress_bar()
+    if missing := sorted(found["missing_keys"]):
+        raise UnsupportedModel(
+            f"'{folder}' has no weights for {len(missing)} tensors of {type(model).__name__}, which would be random: "
+            f"{', '.join(missing[:3])}"
+        )
     return model.eval()
 
 
@@ -116,6 +123,15 @@ def _module(folder: Path, config: dict[str, Any], options: LoadOptions) -> nn.Mo
             f"ending in {', '.join(AUTO_CLASSES)}. For another, write a factory: your_file.py:factory"
         )
     return pretrained(folder, auto_class, trust_remote_code=options.trust_remote_code)
+
+
+def _check_config(path: Path, config: dict[str, Any]) -> None:
+    """Refuse fields of another type than the code below and transformers read."""
+    for field, kind in (("architectures", list), ("auto_map", dict), ("id2label", dict)):
+        if not isinstance(config.get(field) or kind(), kind):
+            raise InvalidInput(f"'{path}': '{field}' must be a {kind.__name__}, not {config[field]!r}")
+    if bad := [index for index in config.get("id2label") or {} if not str(index).isdecimal()]:
+        raise InvalidInput(f"'{path}': 'id2label' must map numbers to labels, found '{bad[0]}'")
 
 
 def _check_weights(folder: Path) -> None:
@@ -135,24 +151,51 @@ def _takes_images(folder: Path, config: dict[str, Any]) -> bool:
 
 
 def _vision(folder: Path, config: dict[str, Any]) -> tuple[Preprocess | None, dict[str, Tensor], dict[str, bytes]]:
-    stored = _json(folder / "preprocessor_config.json") or {}
-    size = stored.get("crop_size") if stored.get("do_center_crop") else stored.get("size")
-    height, width = _size(size or config.get("image_size") or 224)
-    shorter = stored.get("size", {}).get("shortest_edge") if isinstance(stored.get("size"), dict) else None
-    normalize = stored.get("do_normalize", bool(stored))
-    preprocess = ImagePreprocess(
+    path = folder / "preprocessor_config.json"
+    try:
+        preprocess = _image_preprocess(_json(path) or {}, config)
+    except (InvalidInput, ValueError, TypeError, KeyError, IndexError, ZeroDivisionError) as error:
+        raise InvalidInput(f"'{path}' cannot be followed: {error}") from error
+    channels = config.get("num_channels", 3)
+    example = {"pixel_values": torch.zeros(1, channels, preprocess.height, preprocess.width)}
+    return (preprocess if channels == 3 else None), example, {}
+
+
+def _image_preprocess(stored: dict[str, Any], config: dict[str, Any]) -> ImagePreprocess:
+    size = stored.get("size", config.get("image_size") or 224)
+    crop = stored.get("crop_size", size) if stored.get("do_center_crop") else None
+    shorter = size.get("shortest_edge") if isinstance(size, dict) else size if crop else None
+    if crop and not shorter and _size(crop) != _size(size):
+        raise InvalidInput(f"it stretches to {size} and then crops; write a factory with your own preprocessing")
+    height, width = _size(crop or size)
+    if shorter and (part := stored.get("crop_pct")):  # ConvNeXt: a larger resize before the crop, none from 384 on
+        shorter = int(shorter / part) if shorter < 384 else None
+    if min(height, width) < 1:
+        raise InvalidInput(f"its size is {height}x{width}")
+    resample = stored.get("resample", 2)
+    if resample not in list(RESAMPLE):
+        raise InvalidInput(f"its resample is {resample!r}; known are {RESAMPLE}")
+    scale = 255 * float(stored.get("rescale_factor", 1 / 255)) if stored.get("do_rescale", True) else 255.0
+    mean, std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
+    if stored.get("do_normalize", bool(stored)):
+        mean, std = (_three(stored.get(f"image_{name}") or [0.5] * 3) for name in ("mean", "std"))
+    if not all(std):
+        raise InvalidInput(f"its image_std is {std}")
+    return ImagePreprocess(
         input="pixel_values",
         height=height,
         width=width,
-        resize="shorter_side" if stored.get("do_center_crop") or shorter else "stretch",
+        resize="shorter_side" if shorter else "stretch",
         shorter_side=shorter,
-        interpolation=RESAMPLE.get(stored.get("resample", 2), "bilinear"),  # type: ignore[arg-type]
-        mean=tuple(stored.get("image_mean") or (0.5, 0.5, 0.5)) if normalize else (0.0, 0.0, 0.0),
-        std=tuple(stored.get("image_std") or (0.5, 0.5, 0.5)) if normalize else (1.0, 1.0, 1.0),
+        interpolation=RESAMPLE[resample],  # type: ignore[arg-type]
+        mean=_three([m / scale for m in mean]),
+        std=_three([s / scale for s in std]),
     )
-    channels = config.get("num_channels", 3)
-    example = {"pixel_values": torch.zeros(1, channels, height, width)}
-    return (preprocess if channels == 3 else None), example, {}
+
+
+def _three(values: Any) -> tuple[float, float, float]:
+    red, green, blue = (float(value) for value in values)
+    return red, green, blue
 
 
 def _text(folder: Path, config: dict[str, Any]) -> tuple[Preprocess | None, dict[str, Tensor], dict[str, bytes]]:
@@ -192,7 +235,7 @@ def _json(path: Path) -> dict[str, Any] | None:
         return None
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InvalidInput(f"'{path}' is not valid JSON: {error}") from error
     if not isinstance(content, dict):
         raise InvalidInput(f"'{path}' must hold a JSON object")

@@ -6,10 +6,12 @@ hold raw tensors, JSON and weights-only example inputs get that far: every recor
 
 from __future__ import annotations
 
+import ast
 import io
 import json
 import re
 import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +19,23 @@ import torch
 from torch import Tensor, nn
 
 from edgekit.errors import InvalidInput, UnsupportedModel
-from edgekit.source import Loaded, LoadOptions
+from edgekit.source import Loaded, LoadOptions, with_names
 
 PLAIN = re.compile(
     r"(archive_format|archive_version|byteorder|\.data/\w+|models/model\.json|extra/[\w./-]+"
     r"|data/weights/weight_\d+|data/constants/tensor_\d+"
     r"|data/(weights|constants)/model_(weights|constants)_config\.json|data/sample_inputs/model\.pt)"
 )
+FUNCTIONS = {  # what torch writes into size expressions
+    "Symbol", "Integer", "Float", "Rational", "Add", "Mul", "Pow", "Max", "Min", "Mod", "Eq", "Ne", "Lt", "Le", "Gt",
+    "Ge", "And", "Or", "Not", "floor", "ceiling", "StrictLessThan", "LessThan", "Equality", "FloorDiv", "PythonMod",
+    "ModularIndexing", "CleanDiv", "CeilDiv", "IntTrueDiv", "FloatTrueDiv", "ToFloat", "PowByNatural", "FloatPow",
+    "TruncToInt", "TruncToFloat", "RoundToInt", "CeilToInt", "FloorToInt",
+}  # fmt: skip
+PLAIN_NODES = (
+    ast.Expression, ast.Call, ast.Name, ast.Load, ast.Constant, ast.keyword, ast.BinOp, ast.UnaryOp, ast.operator,
+    ast.unaryop, ast.Compare, ast.cmpop,
+)  # fmt: skip
 
 
 def load(ref: str, options: LoadOptions) -> Loaded:
@@ -31,9 +43,9 @@ def load(ref: str, options: LoadOptions) -> Loaded:
     path = Path(ref)
     if not path.is_file():
         raise InvalidInput(f"no file '{ref}'")
-    refuse_code(path)
+    checked = checked_copy(path)
     try:
-        program = torch.export.load(path)
+        program = torch.export.load(checked)
     except Exception as error:  # torch raises many types for damaged archives
         raise InvalidInput(f"'{ref}' cannot be loaded by torch {torch.__version__}: {error}") from error
     args, kwargs = program.example_inputs or ((), {})
@@ -44,7 +56,7 @@ def load(ref: str, options: LoadOptions) -> Loaded:
         )
     names = [str(name) for name in program.graph_signature.user_inputs]
     return Loaded(
-        module=_Program(program.module(check_guards=False), names, len(args), tuple(kwargs)),
+        module=with_names(_Program, names)(program.module(check_guards=False), names, len(args), tuple(kwargs)),
         example=dict(zip(names, tensors, strict=True)),
     )
 
@@ -58,7 +70,8 @@ class _Program(nn.Module):
         self.names = names
         self.positional = positional
         self.keywords = keywords
-        self.training = False
+        for part in self.modules():  # a program has the mode it was exported in, and no other
+            part.training = False
 
     def forward(self, **inputs: Tensor) -> Any:
         values = [inputs[name] for name in self.names]
@@ -67,22 +80,62 @@ class _Program(nn.Module):
         )
 
 
-def refuse_code(path: Path) -> None:
-    """Raise `InvalidInput` unless no record of the archive can run code when torch loads it."""
+def checked_copy(path: Path) -> io.BytesIO:
+    """The archive written anew from records that can run no code; raises `InvalidInput` for any other record.
+
+    torch reads this copy, never the file: zip readers disagree on crafted files, and it would run what was not checked.
+    """
+    copy = io.BytesIO()
     try:
-        with zipfile.ZipFile(path) as archive:
+        with zipfile.ZipFile(path) as archive, zipfile.ZipFile(copy, "w") as out:
             for name in archive.namelist():
                 record = name.partition("/")[2]
+                if f"model/{record}" in out.NameToInfo:
+                    raise _refusal(path, record, "is there twice")
                 if not PLAIN.fullmatch(record) or ".." in record:
                     raise _refusal(path, record, "is no plain tensor, JSON or text")
                 if record.endswith("_config.json"):
                     _refuse_pickled_tensors(path, json.loads(archive.read(name))["config"])
                 elif record.startswith("data/sample_inputs/"):
                     _refuse_objects(path, record, archive.read(name))
-    except (zipfile.BadZipFile, OSError, NotImplementedError) as error:
-        raise InvalidInput(f"'{path}' is not a .pt2 archive: {error}") from error
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+                elif record == "models/model.json":
+                    _refuse_expressions(path, json.loads(archive.read(name)))
+                out.writestr(f"model/{record}", archive.read(name))
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError, SyntaxError) as error:
         raise InvalidInput(f"'{path}' has a damaged index of weights: {error!r}") from error
+    except (zipfile.BadZipFile, zlib.error, OSError, EOFError, RuntimeError) as error:
+        raise InvalidInput(f"'{path}' is not a .pt2 archive: {error}") from error
+    copy.seek(0)
+    return copy
+
+
+def _refuse_expressions(path: Path, value: Any) -> None:
+    """torch gives the strings of symbolic sizes to sympy, which evaluates them as Python."""
+    if isinstance(value, dict):
+        if "expr_str" in value and not _is_arithmetic(value["expr_str"]):
+            raise _refusal(path, str(value["expr_str"])[:80], "is no size expression")
+        if "default_factory_module" in str(value.get("in_spec", "")) + str(value.get("out_spec", "")):
+            raise _refusal(path, "models/model.json", "names a Python module to import")
+        value = list(value.values())
+    if isinstance(value, list):
+        for item in value:
+            _refuse_expressions(path, item)
+
+
+def _is_arithmetic(text: str) -> bool:
+    """Numbers, symbols and calls of the sympy functions that torch writes: no attributes, no text but names."""
+    tree = ast.parse(text, mode="eval")
+    called = {id(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Name) and not (
+            node.id in FUNCTIONS if id(node) in called else re.fullmatch(r"[a-z]+\d+", node.id)
+        ):
+            return False
+        if isinstance(node, ast.Constant) and not re.fullmatch(r"[\w.+-]+", str(node.value)):
+            return False
+        if not isinstance(node, PLAIN_NODES):
+            return False
+    return True
 
 
 def _refuse_pickled_tensors(path: Path, config: dict[str, Any]) -> None:

@@ -9,6 +9,8 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 
@@ -21,6 +23,11 @@ from edgekit.source import Loaded, LoadOptions
 def load(ref: str, options: LoadOptions) -> Loaded:
     """Import the file or module and call its factory."""
     place, _, factory_name = ref.rpartition(":")
+    with _neighbours(place):
+        return _load(ref, place, factory_name)
+
+
+def _load(ref: str, place: str, factory_name: str) -> Loaded:
     namespace = _import(place)
     factory = getattr(namespace, factory_name, None)
     if not callable(factory):
@@ -28,7 +35,7 @@ def load(ref: str, options: LoadOptions) -> Loaded:
         raise unknown_name(f"factory in '{place}'", factory_name, found)
     try:
         made = factory()
-    except Exception as error:  # user code may raise anything
+    except (Exception, SystemExit) as error:  # user code may raise anything
         raise UnsupportedModel(f"factory '{ref}' raised {type(error).__name__}: {error}") from error
     module, example = made if isinstance(made, tuple) and len(made) == 2 else (made, None)
     if not isinstance(module, nn.Module):
@@ -37,6 +44,18 @@ def load(ref: str, options: LoadOptions) -> Loaded:
             "or (module, example_inputs)"
         )
     return Loaded(module=module, example=example)
+
+
+@contextmanager
+def _neighbours(place: str) -> Iterator[None]:
+    """Let a file import what lies beside it, at its top and inside the factory."""
+    before = list(sys.path)
+    if place.endswith(".py"):
+        sys.path.insert(0, str(Path(place).resolve().parent))
+    try:
+        yield
+    finally:
+        sys.path[:] = before
 
 
 def _import(place: str) -> ModuleType:
@@ -52,15 +71,11 @@ def _import(place: str) -> ModuleType:
             raise InvalidInput(f"'{place}' cannot be imported as Python")
         namespace = importlib.util.module_from_spec(spec)
         sys.modules[name] = namespace  # classes defined in the file look themselves up here
-        sys.path.insert(0, str(path.parent))  # so that it can import its neighbours
-        try:
-            spec.loader.exec_module(namespace)
-        finally:
-            sys.path.remove(str(path.parent))
+        spec.loader.exec_module(namespace)
         return namespace
     except InvalidInput:
         raise
     except ModuleNotFoundError as error:
         raise InvalidInput(f"cannot import '{place}': {error}") from error
-    except Exception as error:  # user code may raise anything
+    except (Exception, SystemExit) as error:  # user code may raise anything
         raise InvalidInput(f"importing '{place}' raised {type(error).__name__}: {error}") from error
