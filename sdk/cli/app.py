@@ -6,19 +6,18 @@ import json
 import sys
 import traceback
 
-import click
 import typer
 
 from edgekit.cli import export, inspect, measure, run_input
-from edgekit.errors import EdgekitError
+from edgekit.errors import EdgekitError, InvalidInput
 
 INTERRUPTED = 130
+UsageProblem: type[Exception] = typer.BadParameter.mro()[2]  # click's ClickException, or typer's own copy of it
 
 app = typer.Typer(
     name="edgekit",
     help="Turn a PyTorch model into a verified bundle for a device, and measure it.",
     epilog="Start here:  edgekit export -m zoo:efficientnet_lite0 -d raspberrypi5 -o out",
-    no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
@@ -41,27 +40,27 @@ for verb in (
 def run(arguments: list[str]) -> int:
     """Run one command line and return its exit code."""
     debug = "--debug" in arguments
-    arguments = [_kebab(argument) for argument in arguments if argument != "--debug"]
+    arguments = [_kebab(argument) for argument in arguments if argument != "--debug"] or ["--help"]
     try:
         result = app(args=arguments, prog_name="edgekit", standalone_mode=False)
-        return result if isinstance(result, int) else 0
+        code = result if isinstance(result, int) else 0
     except EdgekitError as error:
         if debug:
             traceback.print_exc()
         return _fail(error, error.exit_code, "--json" in arguments)
-    except click.ClickException as error:
-        error.show()
-        return error.exit_code
-    except (click.exceptions.Exit, KeyboardInterrupt, click.Abort) as stop:
+    except (typer.Exit, typer.Abort, KeyboardInterrupt) as stop:
         code = getattr(stop, "exit_code", INTERRUPTED)
-        if code == INTERRUPTED:
-            print("interrupted: nothing half-written was left", file=sys.stderr)
-        return code
+    except UsageProblem as error:
+        said = getattr(error, "format_message", error.__str__)().rstrip(".")
+        return _fail(InvalidInput(f"{said}. See: edgekit [VERB] --help"), 2, "--json" in arguments)
     except Exception as error:
         if debug:
             raise
         said = f"unexpected {type(error).__name__}: {error}. Run again with --debug for the traceback, and report it"
-        return _fail(EdgekitError(said), EdgekitError.exit_code, "--json" in arguments)
+        return _fail(EdgekitError(said), 2, "--json" in arguments)
+    if code == INTERRUPTED:
+        print("interrupted: nothing half-written was left", file=sys.stderr)
+    return code
 
 
 def _fail(error: EdgekitError, code: int, as_json: bool) -> int:
