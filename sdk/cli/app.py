@@ -10,6 +10,7 @@ import typer
 
 from edgekit.cli import export, inspect, measure, run_input
 from edgekit.errors import EdgekitError, InvalidInput
+from edgekit.toolchains import torch_missing
 
 INTERRUPTED = 130
 UsageProblem: type[Exception] = typer.BadParameter.mro()[2]  # click's ClickException, or typer's own copy of it
@@ -56,6 +57,8 @@ def run(arguments: list[str]) -> int:
     except Exception as error:
         if debug:
             raise
+        if isinstance(error, ModuleNotFoundError) and (missing := torch_missing(error)):
+            return _fail(missing, missing.exit_code, "--json" in arguments)
         said = f"unexpected {type(error).__name__}: {error}. Run again with --debug for the traceback, and report it"
         return _fail(EdgekitError(said), 2, "--json" in arguments)
     if code == INTERRUPTED:

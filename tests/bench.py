@@ -1,0 +1,212 @@
+"""`make bench`: the figures that README quotes, measured here and written to tests/benchmarks.json.
+
+Ratios are of interleaved runs in one process tree. Absolute times are of this machine on this day.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from edgekit.benchmark import compare
+from edgekit.bundle import Bundle
+from edgekit.dataset import PHOTOS, photo_bytes
+from edgekit.host import host_state
+from edgekit.inference import open_session, prepare, sample_feeds
+from edgekit.pipeline import ExportOptions, export
+from edgekit.source import Model, load
+
+RESULTS = Path(__file__).parent / "benchmarks.json"
+README = Path(__file__).parents[1] / "README.md"
+EDGEKIT = Path(sys.executable).with_name("edgekit")
+GIB = 1 << 30
+
+
+def wall_s(command: list[str], repeats: int = 15) -> float:
+    """Median seconds of a command."""
+    times = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        subprocess.run(command, stdout=subprocess.DEVNULL, check=True)
+        times.append(time.perf_counter() - start)
+    return statistics.median(times)
+
+
+def start_up() -> dict[str, Any]:
+    python = [sys.executable, "-P", "-c"]
+    empty, imported = wall_s([*python, "pass"]), wall_s([*python, "import edgekit"])
+    return {
+        "import_s": imported - empty,
+        "import_limit_s": 0.150,
+        "help_s": wall_s([str(EDGEKIT), "--help"]),
+        "help_limit_s": 0.400,
+    }
+
+
+def session_overhead(bundle: Bundle, calls: int = 400) -> dict[str, Any]:
+    """Session.run against onnxruntime's own run, call by call in turn, on the same open model."""
+    feeds = sample_feeds(bundle)
+    with open_session(bundle) as session:
+        direct: Callable[[], Any] = lambda: session._session.run(session._names, feeds)  # type: ignore[attr-defined]  # noqa: E731
+        ours: Callable[[], Any] = lambda: session.run(feeds)  # noqa: E731
+        times: dict[str, list[float]] = {"direct": [], "ours": []}
+        for number in range(calls):
+            pair = [("direct", direct), ("ours", ours)]
+            for name, call in pair if number % 2 else reversed(pair):
+                start = time.perf_counter()
+                call()
+                times[name].append(time.perf_counter() - start)
+    difference = statistics.median(np.array(times["ours"]) - np.array(times["direct"]))
+    p50 = statistics.median(times["direct"])
+    return {
+        "direct_p50_s": p50,
+        "overhead_s": difference,
+        "share": difference / p50,
+        "limit_s": 20e-6,
+        "limit_share": 0.02,
+    }
+
+
+def export_peak(model: str, precision: str, device: str, out: Path, model_bytes: int) -> dict[str, Any]:
+    """Peak resident memory of an export in a process of its own."""
+    command = [
+        str(EDGEKIT),
+        "export",
+        "-m",
+        model,
+        "-d",
+        device,
+        "--precision",
+        precision,
+        "-o",
+        str(out),
+        "-q",
+        "--no-measure",
+    ]
+    start = time.perf_counter()
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    _, status, usage = os.wait4(process.pid, 0)
+    if os.waitstatus_to_exitcode(status) != 0:
+        raise SystemExit(f"{' '.join(command)} failed")
+    return {
+        "model": model,
+        "precision": precision,
+        "model_bytes": model_bytes,
+        "wall_s": time.perf_counter() - start,
+        "peak_rss_bytes": usage.ru_maxrss * 1024,
+        "limit_bytes": 4 * model_bytes + int(1.5 * GIB),
+    }
+
+
+def whole_photographs(model: Model, bundle: Bundle) -> list[dict[str, Any]]:
+    """Float and int8 top-1 of every whole photograph that calibration did not see."""
+    rows = []
+    with open_session(bundle) as session:
+        for name in PHOTOS["photos-heldout"]:
+            feeds = prepare(bundle, photo_bytes(name))  # type: ignore[arg-type]
+            reference, answer = model(feeds)["output"][0], session.run(feeds)["output"][0]
+            best = np.sort(reference)[::-1]
+            rows.append(
+                {
+                    "photo": name,
+                    "float_top1": int(reference.argmax()),
+                    "int8_top1": int(answer.argmax()),
+                    "float_margin_logits": float(best[0] - best[1]),
+                }
+            )
+    return rows
+
+
+def main() -> None:
+    host = host_state()
+    results: dict[str, Any] = {
+        "date_utc": datetime.now(UTC).isoformat(timespec="seconds"),
+        "host": msgspec.to_builtins(host),
+        "versions": {n: version(n) for n in ("edgekit", "torch", "onnx", "onnxruntime", "numpy")},
+        "start_up": start_up(),
+    }
+    model = load("zoo:efficientnet_lite0")
+    with tempfile.TemporaryDirectory() as folder:
+        floats = export(model, "raspberrypi5", f"{folder}/fp32", ExportOptions(precision="fp32", measure=False))
+        int8 = export(model, "raspberrypi5", f"{folder}/int8", ExportOptions(precision="int8", measure=False))
+        results["session"] = session_overhead(floats)
+        [pair] = compare([floats, int8])
+        parity = int8.manifest.parity
+        assert parity is not None
+        results["int8"] = {
+            "fp32_p50_s": pair.a.latency.p50_s,
+            "int8_p50_s": pair.b.latency.p50_s,
+            "ratio": pair.ratio,
+            "ratio_ci": [pair.ratio_ci.low, pair.ratio_ci.high],
+            "ratio_limit": 0.65,
+            "fp32_bytes": floats.model_bytes,
+            "int8_bytes": int8.model_bytes,
+            "sqnr_db": parity.sqnr_db,
+            "sqnr_limit_db": 15.0,
+            "samples": parity.samples,
+            "top1_agreement_confident": parity.top1_agreement,
+            "top1_samples": parity.top1_samples,
+            "whole_photographs": whole_photographs(model, int8),
+        }
+        sizes = {"zoo:efficientnet_lite0": model.weight_bytes, "zoo:minilm_l6": load("zoo:minilm_l6").weight_bytes}
+        results["export_memory"] = [
+            export_peak(name, precision, device, Path(folder) / f"peak{index}", sizes[name])
+            for index, (name, precision, device) in enumerate(
+                (
+                    ("zoo:efficientnet_lite0", "fp32", "raspberrypi5"),
+                    ("zoo:efficientnet_lite0", "int8", "raspberrypi5"),
+                    ("zoo:minilm_l6", "int8-dynamic", "generic-x86"),
+                )
+            )
+        ]
+    RESULTS.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+    table = readme_table(results)
+    README.write_text(with_table(README.read_text(encoding="utf-8"), table), encoding="utf-8")
+    print(table)
+
+
+def readme_table(results: dict[str, Any]) -> str:
+    """The table of README, made from a result file and nothing else."""
+    start, session, int8 = results["start_up"], results["session"], results["int8"]
+    kept = sum(row["float_top1"] == row["int8_top1"] for row in int8["whole_photographs"])
+    memory = max(results["export_memory"], key=lambda row: row["peak_rss_bytes"] / row["limit_bytes"])
+    low, high = int8["ratio_ci"]
+    overhead = f"{1e6 * session['overhead_s']:.1f} µs, {session['share']:.2%}"
+    rows = [
+        ("`import edgekit`", f"{1e3 * start['import_s']:.0f} ms", "150 ms"),
+        ("`edgekit --help`", f"{1e3 * start['help_s']:.0f} ms", "400 ms"),
+        ("session overhead over onnxruntime", overhead, "20 µs, 2 %"),
+        ("int8 / fp32 time, efficientnet_lite0", f"{int8['ratio']:.2f} ({low:.2f} to {high:.2f})", "0.65"),
+        ("int8 SQNR on photographs not calibrated on", f"{int8['sqnr_db']:.1f} dB", "at least 15 dB"),
+        ("whole photographs that keep their float top-1", f"{kept} of {len(int8['whole_photographs'])}", "all"),
+        (f"peak memory of an export ({memory['model']})", f"{memory['peak_rss_bytes'] / GIB:.2f} GiB",
+         f"{memory['limit_bytes'] / GIB:.2f} GiB"),
+    ]  # fmt: skip
+    host, versions = results["host"], results["versions"]
+    tools = ", ".join(f"{name} {number}" for name, number in versions.items())
+    lines = ["| figure | measured | limit |", "|---|---|---|", *(f"| {a} | {b} | {c} |" for a, b, c in rows)]
+    where = f"{host['cpu']}, {host['cores']} cores, one thread, {results['date_utc'][:10]}; {tools}."
+    return "\n".join([*lines, "", where])
+
+
+def with_table(text: str, table: str) -> str:
+    """README with the table between its markers."""
+    return re.sub(r"(<!-- bench -->\n).*?(\n<!-- /bench -->)", lambda m: m[1] + table + m[2], text, flags=re.DOTALL)
+
+
+if __name__ == "__main__":
+    main()

