@@ -68,7 +68,7 @@ def export(
     _tag_modules(proto)
     with tempfile.TemporaryDirectory(dir=out) as scratch:
         source = Path(scratch) / FILE
-        large = proto.ByteSize() > options.external_data_bytes
+        large = sum(len(tensor.raw_data) for tensor in proto.graph.initializer) > options.external_data_bytes
         onnx.save(proto, source, save_as_external_data=large, location=DATA)
         del proto
         _quantize(model, source, out / FILE, large, progress)

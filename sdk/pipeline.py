@@ -144,7 +144,7 @@ def _build(model: Model, made: Draft, partial: Path, options: ExportOptions, pro
     references = make_references(model, model.inputs, model.dynamic, samples)
     spread = np.linspace(0, len(references.real) - 1, min(GOLDEN_SAMPLES, len(references.real))).round().astype(int)
     write_golden(partial / GOLDEN, [references.real[i] for i in spread])
-    manifest = _manifest(model, made, exported, exporter, partial)
+    manifest = _manifest(model, made, exported, exporter, references, partial)
     progress(f"verify in {exporter.RUNTIME} on {len(references.real)} samples")
     tolerance = _tolerance(options, made.plan)
     parity = judge(Bundle(partial, manifest), references, tolerance)
@@ -172,7 +172,9 @@ def _measure(
     (partial / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
 
 
-def _manifest(model: Model, made: Draft, exported: Exported, exporter: Exporter, partial: Path) -> Manifest:
+def _manifest(
+    model: Model, made: Draft, exported: Exported, exporter: Exporter, references: References, partial: Path
+) -> Manifest:
     assets = [Asset(role="golden", **record_file(partial, GOLDEN))]
     assets += [Asset(role="external_data", **record_file(partial, path)) for path in exported.external_data]
     if model.assets:
@@ -208,17 +210,21 @@ def _manifest(model: Model, made: Draft, exported: Exported, exporter: Exporter,
         if calibration
         else None,
         changes=made.compressed.changes,
-        warnings=_warnings(made),
+        warnings=_warnings(made, references),
         tool_versions=_versions(("edgekit", "numpy", *exporter.DISTRIBUTIONS)),
         created_utc=datetime.now(UTC).isoformat(timespec="seconds"),
     )
 
 
-def _warnings(made: Draft) -> tuple[str, ...]:
+def _warnings(made: Draft, references: References) -> tuple[str, ...]:
+    found = list(made.warnings)
     if made.evaluation is None:
-        random = f"verified on {RANDOM_SAMPLES} random inputs only: give real ones with --samples"
-        return (*made.warnings, random)
-    return made.warnings
+        found.append(f"verified on {RANDOM_SAMPLES} random inputs only: give real ones with --samples")
+    answers = [expected for _, expected in references.real]
+    for name in answers[0]:
+        if len(answers) > 1 and all(np.array_equal(answers[0][name], answer[name]) for answer in answers):
+            found.append(f"PyTorch's output '{name}' is the same for every sample: parity proves nothing about it")
+    return tuple(found)
 
 
 def _datasets(model: Model, options: ExportOptions) -> tuple[Dataset | None, Dataset | None, tuple[str, ...]]:

@@ -190,6 +190,15 @@ def test_verification_on_random_inputs_only_is_warned_of(small_conv_bundle: Bund
     assert any("--samples" in warning for warning in small_conv_bundle.manifest.warnings)
 
 
+def test_an_answer_that_never_changes_is_warned_of(tmp_path: Path) -> None:
+    class Deaf(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x * 0 + 1
+
+    bundle = export(load(Deaf().eval(), torch.randn(1, 4)), "raspberrypi5", tmp_path / "out", QUICK)
+    assert any("'output' is the same for every sample" in warning for warning in bundle.manifest.warnings)
+
+
 def test_a_plan_runs_as_written(tmp_path: Path, pixels_npz: Path) -> None:
     made = draft(load(f"{MODELS}:small_conv"), "raspberrypi5", options(precision="int8", calibration=str(pixels_npz)))
     text = made.plan.to_json().replace('"per_channel": true', '"per_channel": false')

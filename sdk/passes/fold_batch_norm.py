@@ -49,7 +49,9 @@ class FoldBatchNorm(Pass, frozen=True, kw_only=True, tag="fold_batch_norm"):
 
 def _pair(node: Node, module: nn.Module) -> tuple[str, str] | None:
     """(convolution, BatchNorm) paths if `node` normalises a convolution that nothing else reads."""
-    if "batch_norm" not in str(node.target) or not isinstance(before := node.args[0], Node):
+    if node.op != "call_function" or "batch_norm" not in str(node.target):
+        return None
+    if not isinstance(before := node.args[0], Node):
         return None
     if not str(before.target).startswith("aten.conv") or len(before.users) != 1:
         return None
