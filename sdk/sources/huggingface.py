@@ -59,7 +59,7 @@ def load(ref: str, options: LoadOptions) -> Loaded:
         assets["labels.txt"] = "\n".join(names[index] for index in sorted(names)).encode()
         postprocess = ClassLabels(output="logits", top=min(5, len(names)))
     return Loaded(
-        module=with_names(_Plain, tuple(example))(module),
+        module=with_names(_Plain, tuple(example))(module).eval(),
         example=example,
         preprocess=preprocess,
         postprocess=postprocess,

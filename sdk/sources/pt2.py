@@ -64,9 +64,9 @@ def load(ref: str, options: LoadOptions) -> Loaded:
 class _Program(nn.Module):
     """An exported program called by keyword, in evaluation mode for good."""
 
-    def __init__(self, graph: nn.Module, names: list[str], positional: int, keywords: tuple[str, ...]) -> None:
+    def __init__(self, program: nn.Module, names: list[str], positional: int, keywords: tuple[str, ...]) -> None:
         super().__init__()
-        self.graph = graph
+        self.program = program
         self.names = names
         self.positional = positional
         self.keywords = keywords
@@ -75,7 +75,7 @@ class _Program(nn.Module):
 
     def forward(self, **inputs: Tensor) -> Any:
         values = [inputs[name] for name in self.names]
-        return self.graph(
+        return self.program(
             *values[: self.positional], **dict(zip(self.keywords, values[self.positional :], strict=True))
         )
 
