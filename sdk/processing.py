@@ -129,7 +129,8 @@ Postprocess = ClassLabels | Embedding
 
 def softmax(logits: Array) -> Array:
     """Softmax over the last axis, in the input's dtype."""
-    shifted = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    with np.errstate(over="ignore"):  # the largest floats differ by more than a float holds; exp of that is 0 as it is
+        shifted = np.exp(logits - logits.max(axis=-1, keepdims=True))
     return np.asarray(shifted / shifted.sum(axis=-1, keepdims=True))
 
 

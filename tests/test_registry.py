@@ -10,11 +10,10 @@ from pathlib import Path
 
 import pytest
 
-import edgekit
 from edgekit import registry
 from edgekit.errors import UnknownName
 
-ROOT = Path(edgekit.__file__).parent
+ROOT = Path(__file__).parents[1]
 PACKAGES = ("exporters", "runtimes", "passes", "sources", "zoo", "cost", "kernels")
 TORCH_FREE = (("runtimes", "onnxruntime"),)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -51,17 +52,34 @@ def warn(texts: Sequence[str]) -> None:
 
 @contextlib.contextmanager
 def progress(quiet: bool) -> Iterator[Callable[[str], None]]:
-    """A function that shows the step at work: a spinner on a terminal, a line with seconds elsewhere."""
-    if quiet:
-        yield lambda step: None
-        return
+    """A function that shows the step at work: a spinner on a terminal, a line with seconds elsewhere.
+
+    Toolchains can swallow a Ctrl-C that meets them in a callback; then the next step stops for it.
+    """
     console = Console(stderr=True)
     start = time.monotonic()
-    if not console.is_terminal:
-        yield lambda step: print(f"[{time.monotonic() - start:6.1f} s] {step}", file=sys.stderr, flush=True)
-        return
-    with console.status("start") as status:
-        yield lambda step: status.update(f"{step} [dim]({time.monotonic() - start:.0f} s so far)[/dim]")
+    interrupted = False
+
+    def interrupt(*_: object) -> None:
+        nonlocal interrupted
+        interrupted = True
+        raise KeyboardInterrupt
+
+    def step(text: str) -> None:
+        if interrupted:
+            raise KeyboardInterrupt
+        if console.is_terminal and not quiet:
+            status.update(f"{text} [dim]({time.monotonic() - start:.0f} s so far)[/dim]")
+        elif not quiet:
+            print(f"[{time.monotonic() - start:6.1f} s] {text}", file=sys.stderr, flush=True)
+
+    status = console.status("start")
+    before = signal.signal(signal.SIGINT, interrupt)
+    try:
+        with status if console.is_terminal and not quiet else contextlib.nullcontext():
+            yield step
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _console() -> Console:
