@@ -11,8 +11,8 @@ from typing import Any
 
 from edgekit.bundle import Bundle, Delegation
 from edgekit.errors import BundleCorrupt, InvalidInput, ToolchainMissing
-from edgekit.processing import Arrays, check_arrays
-from edgekit.session import CallLog, SessionStats
+from edgekit.processing import Arrays
+from edgekit.session import CallLog, SessionStats, input_check
 from edgekit.types import TensorSpec
 
 FORMAT = "onnx"
@@ -25,23 +25,25 @@ class OnnxSession:
     def __init__(self, bundle: Bundle, threads: int) -> None:
         self.inputs: tuple[TensorSpec, ...] = bundle.manifest.inputs
         self.outputs: tuple[TensorSpec, ...] = bundle.manifest.outputs
-        self._dynamic = bundle.manifest.dynamic
+        self._check = input_check(self.inputs, bundle.manifest.dynamic)
         self._names = [spec.name for spec in self.outputs]
         self._session: Any = _open(bundle, _options(threads))
         found = {output.name for output in self._session.get_outputs()}
         if missing := [name for name in self._names if name not in found]:
             raise BundleCorrupt(f"'{bundle.artifact_path}' has no output '{missing[0]}', which the manifest names")
         self._log = CallLog()
+        self._count = self._log.add
 
     def run(self, feeds: Arrays) -> Arrays:
         """One inference."""
         start = perf_counter_ns()
-        if self._session is None:
+        session = self._session
+        if session is None:
             raise InvalidInput("this session is closed: open another one")
-        check_arrays(feeds, self.inputs, self._dynamic)
-        outputs = dict(zip(self._names, self._session.run(self._names, feeds), strict=True))
-        self._log.add(perf_counter_ns() - start)
-        return outputs
+        self._check(feeds)
+        results = session.run(self._names, feeds)
+        self._count(perf_counter_ns() - start)
+        return dict(zip(self._names, results))  # noqa: B905  one result per name asked for
 
     def stats(self) -> SessionStats:
         """Calls and times so far."""
