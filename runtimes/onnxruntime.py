@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 import tempfile
 from collections import Counter
+from functools import partial
 from pathlib import Path
-from time import perf_counter_ns
 from typing import Any
 
 from edgekit.bundle import Bundle, Delegation
-from edgekit.errors import BundleCorrupt, InvalidInput, ToolchainMissing
+from edgekit.errors import BundleCorrupt, ToolchainMissing
 from edgekit.processing import Arrays
-from edgekit.session import CallLog, SessionStats, input_check
+from edgekit.session import CallLog, SessionStats, closed_run, counted_run
 from edgekit.types import TensorSpec
 
 FORMAT = "onnx"
@@ -25,25 +25,15 @@ class OnnxSession:
     def __init__(self, bundle: Bundle, threads: int) -> None:
         self.inputs: tuple[TensorSpec, ...] = bundle.manifest.inputs
         self.outputs: tuple[TensorSpec, ...] = bundle.manifest.outputs
-        self._check = input_check(self.inputs, bundle.manifest.dynamic)
-        self._names = [spec.name for spec in self.outputs]
-        self._session: Any = _open(bundle, _options(threads))
-        found = {output.name for output in self._session.get_outputs()}
-        if missing := [name for name in self._names if name not in found]:
+        session = _open(bundle, _options(threads))
+        names = [spec.name for spec in self.outputs]
+        found = {output.name for output in session.get_outputs()}
+        if missing := [name for name in names if name not in found]:
             raise BundleCorrupt(f"'{bundle.artifact_path}' has no output '{missing[0]}', which the manifest names")
         self._log = CallLog()
-        self._count = self._log.add
-
-    def run(self, feeds: Arrays) -> Arrays:
-        """One inference."""
-        start = perf_counter_ns()
-        session = self._session
-        if session is None:
-            raise InvalidInput("this session is closed: open another one")
-        self._check(feeds)
-        results = session.run(self._names, feeds)
-        self._count(perf_counter_ns() - start)
-        return dict(zip(self._names, results))  # noqa: B905  one result per name asked for
+        self.run = counted_run(
+            partial(session.run, names), self.inputs, self.outputs, bundle.manifest.dynamic, self._log
+        )
 
     def stats(self) -> SessionStats:
         """Calls and times so far."""
@@ -51,7 +41,7 @@ class OnnxSession:
 
     def close(self) -> None:
         """Free the model."""
-        self._session = None
+        self.run = closed_run
 
     def __enter__(self) -> OnnxSession:
         return self

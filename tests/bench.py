@@ -13,7 +13,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -28,6 +27,7 @@ from edgekit.dataset import PHOTOS, photo_bytes
 from edgekit.host import host_state
 from edgekit.inference import open_session, prepare, sample_feeds
 from edgekit.pipeline import ExportOptions, export
+from edgekit.session import CallLog, counted_run
 from edgekit.source import Model, load
 
 RESULTS = Path(__file__).parent / "benchmarks.json"
@@ -57,43 +57,41 @@ def start_up() -> dict[str, Any]:
     }
 
 
-class _Timed:
-    """onnxruntime's session with the time of every call noted, to split a call into it and what is around it."""
-
-    def __init__(self, session: Any) -> None:
-        self.session, self.inside_ns = session, 0
-
-    def run(self, names: list[str], feeds: Any) -> Any:
-        start = time.perf_counter_ns()
-        results = self.session.run(names, feeds)
-        self.inside_ns = time.perf_counter_ns() - start
-        return results
-
-
 def session_overhead(bundle: Bundle, blocks: int = 20, calls: int = 50) -> dict[str, Any]:
     """What Session.run adds to onnxruntime's own run: time around it, less what timing adds around a direct call.
 
     The model's own time varies by more than the overhead, so it is taken out call by call. Caches are as cold as a real
     call leaves them.
     """
-    feeds = sample_feeds(bundle)
-    with open_session(bundle) as session:
-        inner = _Timed(session._session)  # type: ignore[attr-defined]
-        names = session._names  # type: ignore[attr-defined]
-        session._session = inner  # type: ignore[attr-defined]
-        around: dict[str, list[int]] = {"direct": [], "ours": []}
-        inside: list[int] = []
-        for block in range(blocks):
-            name = ("direct", "ours")[block % 2]
-            call: Callable[[Any], Any] = session.run if name == "ours" else lambda given: inner.run(names, given)
-            for _ in range(calls):
-                start = time.perf_counter_ns()
-                result = call(feeds)
-                around[name].append(time.perf_counter_ns() - start - inner.inside_ns)
-                inside.append(inner.inside_ns)
-                del result
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    direct = onnxruntime.InferenceSession(bundle.artifact_path, options)
+    names, feeds = [spec.name for spec in bundle.manifest.outputs], sample_feeds(bundle)
+    inside = 0
+
+    def timed(given: Any) -> Any:
+        nonlocal inside
+        start = time.perf_counter_ns()
+        results = direct.run(names, given)
+        inside = time.perf_counter_ns() - start
+        return results
+
+    manifest = bundle.manifest
+    ours = counted_run(timed, manifest.inputs, manifest.outputs, manifest.dynamic, CallLog())
+    around: dict[str, list[int]] = {"direct": [], "ours": []}
+    model: list[int] = []
+    for block in range(blocks):
+        name, call = (("direct", timed), ("ours", ours))[block % 2]
+        for _ in range(calls):
+            start = time.perf_counter_ns()
+            result = call(feeds)
+            around[name].append(time.perf_counter_ns() - start - inside)
+            model.append(inside)
+            del result
     overhead = (statistics.median(around["ours"]) - statistics.median(around["direct"])) / 1e9
-    p50 = statistics.median(inside) / 1e9
+    p50 = statistics.median(model) / 1e9
     limits = {"limit_s": 20e-6, "limit_share": 0.02}
     return {"direct_p50_s": p50, "overhead_s": overhead, "share": overhead / p50, **limits}
 
