@@ -20,11 +20,11 @@ if TYPE_CHECKING:
     from edgekit.benchmark import measure as measure
     from edgekit.bundle import Bundle as Bundle
     from edgekit.compression import compress as compress
+    from edgekit.drafting import ExportOptions as ExportOptions
     from edgekit.errors import EdgekitError as EdgekitError
     from edgekit.inference import answer as answer
     from edgekit.inference import open_session as open_session
     from edgekit.inference import prepare as prepare
-    from edgekit.pipeline import ExportOptions as ExportOptions
     from edgekit.pipeline import export as export
     from edgekit.planning import plan as plan
     from edgekit.profile import find_device as find_device
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 _HOME = {
     "Bundle": "bundle",
     "EdgekitError": "errors",
-    "ExportOptions": "pipeline",
+    "ExportOptions": "drafting",
     "answer": "inference",
     "compare": "benchmark",
     "compress": "compression",

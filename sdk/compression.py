@@ -16,8 +16,8 @@ from torch.export import ExportedProgram
 
 from edgekit.dataset import Dataset
 from edgekit.errors import InvalidInput
+from edgekit.model import Model
 from edgekit.profile import DeviceProfile
-from edgekit.source import Model
 from edgekit.types import Change, DType, TensorSpec, Value
 
 PASSES = "edgekit.passes"

@@ -20,6 +20,7 @@ IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
 T = TypeVar("T")
 MOST_SAMPLES = 256  # more change no range and cost minutes; a larger folder is thinned evenly
 FEW_SAMPLES = 32
+RANDOM_SAMPLES = 8  # drawn where no real ones are given
 VIEWS = 8  # crops taken of each shipped photograph: the whole, and seven random ones
 # Ranges are set on textures and pictures without a subject that ImageNet names, and judged on photographs with one.
 PHOTOS = {
@@ -73,6 +74,20 @@ def load_dataset(text: str, inputs: tuple[TensorSpec, ...], preprocess: Preproce
     raise InvalidInput(
         f"no samples at '{text}': give a folder of images, a file.npz, or builtin:NAME with {', '.join(BUILTIN)}"
     )
+
+
+def random_samples(example: Arrays) -> tuple[Arrays, ...]:
+    """The example and inputs like it: normal floats of its mean and spread, integers among its values."""
+    rng = np.random.default_rng(0)
+
+    def draw(array: Array) -> Array:
+        if array.dtype.kind in "iub":
+            drawn = np.asarray(rng.choice(array.ravel(), array.shape))
+        else:
+            drawn = np.asarray(rng.standard_normal(array.shape) * (array.std() or 1.0) + array.mean())
+        return drawn.astype(array.dtype)
+
+    return (example, *({name: draw(array) for name, array in example.items()} for _ in range(RANDOM_SAMPLES)))
 
 
 def photo_names(name: str) -> tuple[str, ...]:

@@ -12,9 +12,9 @@ from edgekit.bundle import Bundle, record_file
 from edgekit.compression import CompressedModel
 from edgekit.exporting import Exporter
 from edgekit.inference import open_session
+from edgekit.model import Model
 from edgekit.parity import sqnr_db
 from edgekit.processing import Array, Arrays
-from edgekit.source import Model
 from edgekit.types import Value
 
 

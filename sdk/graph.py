@@ -11,8 +11,8 @@ from torch.export import Dim, ExportedProgram
 from torch.fx import Node
 
 from edgekit.errors import UnsupportedModel
+from edgekit.model import Model, dynamic_axes
 from edgekit.quiet import quiet
-from edgekit.source import Model, dynamic_axes
 
 
 def capture(model: Model) -> ExportedProgram:

@@ -6,15 +6,12 @@ import contextlib
 import errno
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
 
 import msgspec
 import numpy as np
-from torch.export import ExportedProgram
 
 from edgekit import registry
 from edgekit.benchmark import measure
@@ -30,89 +27,31 @@ from edgekit.bundle import (
     record_file,
     write_golden,
 )
-from edgekit.compression import CompressedModel, Progress, compress, silent
-from edgekit.cost.memory import Forecast, forecast
-from edgekit.dataset import FEW_SAMPLES, Dataset, load_dataset
+from edgekit.compression import CompressedModel, Progress, silent
+from edgekit.cost.memory import Forecast
+from edgekit.dataset import RANDOM_SAMPLES, random_samples
 from edgekit.divergence import first_divergent, module_errors
+from edgekit.drafting import DEFAULTS, Draft, ExportOptions, draft
 from edgekit.errors import EdgekitError, InvalidInput, OutputExists, ParityFailed, UnsupportedModel
 from edgekit.exporting import Exported, Exporter
-from edgekit.graph import capture
 from edgekit.inference import RUNTIMES
+from edgekit.model import Model
 from edgekit.parity import TOLERANCES, Parity, Tolerance
-from edgekit.planning import EXPORTERS, Plan, check_steps, plan, require_fit
-from edgekit.profile import DeviceProfile, find_device
-from edgekit.source import Model, load
+from edgekit.planning import EXPORTERS, Plan
+from edgekit.profile import DeviceProfile
+from edgekit.source import load
 from edgekit.verification import References, judge, make_references
 
 GOLDEN_SAMPLES = 8  # kept in the bundle, so that it can be verified where PyTorch is not
-RANDOM_SAMPLES = 8  # drawn where no real ones are given
 DIVERGED_DB = 20.0  # a module below this is off, where the gate names no SQNR
 QUICK_CALLS = 60  # of the measurement on the last screen
-
-
-@dataclass(frozen=True, kw_only=True)
-class ExportOptions:
-    """What the user may say about an export besides model, device and folder."""
-
-    format: str = "auto"
-    precision: str = "auto"
-    calibration: str | None = None  # data sets in the grammar of `edgekit.dataset`
-    samples: str | None = None  # to verify with; default: the model's own, or a part of the calibration set
-    plan: Plan | None = None  # instead of one chosen here
-    cosine_min: float | None = None
-    sqnr_db_min: float | None = None
-    max_memory_mb: float | None = None
-    max_drop: float | None = None  # percentage points of top-1
-    force: bool = False
-    measure: bool = True
-
-
-@dataclass(frozen=True, eq=False)
-class Draft:
-    """A model with everything decided and nothing written: what `--dry-run` shows."""
-
-    compressed: CompressedModel
-    program: ExportedProgram
-    plan: Plan
-    device: DeviceProfile
-    forecast: Forecast
-    evaluation: Dataset | None
-    warnings: tuple[str, ...] = field(default=())
-
-
-def draft(
-    model: Model, device: str | DeviceProfile, options: ExportOptions = ExportOptions(), progress: Progress = silent
-) -> Draft:
-    """Trace, plan, compress and forecast. Raises `PlanInfeasible` when it cannot fit the device or the budgets."""
-    profile = find_device(device) if isinstance(device, str) else device
-    calibration, evaluation, warnings = _datasets(model, options)
-    progress("trace the model")
-    program = capture(model)
-    chosen = options.plan or plan(
-        program, profile, precision=options.precision, format=options.format, calibrated=calibration is not None
-    )
-    check_steps(chosen.passes)
-    needed = calibration if chosen.precision == "int8" else None
-    if needed and len(needed.samples) < FEW_SAMPLES:
-        warnings += (
-            f"only {len(needed.samples)} calibration samples: ranges may be too narrow, give {FEW_SAMPLES} or more",
-        )
-    compressed = compress(model, chosen, profile, program, calibration=needed, progress=progress)
-    if compressed.model is not model:
-        progress("trace the compressed model")
-        program = capture(compressed.model)
-    predicted = forecast(compressed, program)
-    require_fit(predicted.run_bytes, profile, options.max_memory_mb)
-    return Draft(
-        compressed, program, chosen, profile, predicted, evaluation, (*model.warnings, *warnings, *compressed.warnings)
-    )
 
 
 def export(
     model: Model | str,
     device: str | DeviceProfile,
     out: str | Path,
-    options: ExportOptions = ExportOptions(),
+    options: ExportOptions = DEFAULTS,
     *,
     progress: Progress = silent,
 ) -> Bundle:
@@ -140,7 +79,7 @@ def _build(model: Model, made: Draft, partial: Path, options: ExportOptions, pro
         made.compressed, made.program, made.plan.precision, partial, exporter.Options(), progress
     )
     progress("ask PyTorch for reference outputs")
-    samples = made.evaluation.samples if made.evaluation else _random_samples(model)
+    samples = made.evaluation.samples if made.evaluation else random_samples(model.example_arrays)
     references = make_references(model, model.inputs, model.dynamic, samples)
     spread = np.linspace(0, len(references.real) - 1, min(GOLDEN_SAMPLES, len(references.real))).round().astype(int)
     write_golden(partial / GOLDEN, [references.real[i] for i in spread])
@@ -225,40 +164,6 @@ def _warnings(made: Draft, references: References) -> tuple[str, ...]:
         if len(answers) > 1 and all(np.array_equal(answers[0][name], answer[name]) for answer in answers):
             found.append(f"PyTorch's output '{name}' is the same for every sample: parity proves nothing about it")
     return tuple(found)
-
-
-def _datasets(model: Model, options: ExportOptions) -> tuple[Dataset | None, Dataset | None, tuple[str, ...]]:
-    """Calibration and evaluation samples; they never share a sample."""
-
-    def read(text: str) -> Dataset:
-        return load_dataset(text, model.inputs, model.preprocess, model.assets)
-
-    calibration = read(text) if (text := options.calibration or model.calibration) else None
-    evaluation: Dataset | None
-    if options.samples:
-        evaluation = read(options.samples)
-    elif options.calibration and calibration and len(calibration.samples) >= 8:
-        calibration, evaluation = calibration.split()
-    else:
-        evaluation = read(model.evaluation) if model.evaluation else None
-    found = [dataset for dataset in (calibration, evaluation) if dataset]
-    return calibration, evaluation, tuple(dict.fromkeys(w for dataset in found for w in dataset.warnings))
-
-
-def _random_samples(model: Model) -> tuple[dict[str, Any], ...]:
-    """Inputs like the example: normal floats of its spread, integers among its values."""
-    rng = np.random.default_rng(0)
-    example = {name: tensor.numpy() for name, tensor in model.example.items()}
-    drawn = [
-        {
-            name: rng.choice(array.ravel(), array.shape).astype(array.dtype)
-            if array.dtype.kind in "iub"
-            else (rng.standard_normal(array.shape) * (array.std() or 1.0) + array.mean()).astype(array.dtype)
-            for name, array in example.items()
-        }
-        for _ in range(RANDOM_SAMPLES)
-    ]
-    return (example, *drawn)
 
 
 def _tolerance(options: ExportOptions, chosen: Plan) -> Tolerance:

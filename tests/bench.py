@@ -24,11 +24,13 @@ import numpy as np
 from edgekit.benchmark import compare
 from edgekit.bundle import Bundle
 from edgekit.dataset import PHOTOS, photo_bytes
+from edgekit.drafting import ExportOptions
 from edgekit.host import host_state
 from edgekit.inference import open_session, prepare, sample_feeds
-from edgekit.pipeline import ExportOptions, export
+from edgekit.model import Model
+from edgekit.pipeline import export
 from edgekit.session import CallLog, counted_run
-from edgekit.source import Model, load
+from edgekit.source import load
 
 RESULTS = Path(__file__).parent / "benchmarks.json"
 README = Path(__file__).parents[1] / "README.md"

@@ -32,7 +32,8 @@ def one_thread() -> None:
 @pytest.fixture(scope="session")
 def small_conv_bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     """A verified fp32 bundle of `tests/models.py:small_conv`."""
-    from edgekit.pipeline import ExportOptions, export
+    from edgekit.drafting import ExportOptions
+    from edgekit.pipeline import export
 
     out = tmp_path_factory.mktemp("small_conv") / "out"
     return export(f"{MODELS}:small_conv", "raspberrypi5", out, ExportOptions(precision="fp32", measure=False))

@@ -12,7 +12,8 @@ from torch.export import ExportedProgram
 
 from edgekit.errors import EdgekitError, InvalidInput, UnsupportedModel
 from edgekit.graph import capture, op_counts, peak_activation_bytes
-from edgekit.source import load, name_outputs
+from edgekit.model import name_outputs
+from edgekit.source import load
 
 MODELS = Path(__file__).with_name("models.py")
 

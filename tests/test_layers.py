@@ -16,6 +16,7 @@ BASE = {"errors", "types", "registry", "profile", "processing", "parity", "measu
         "toolchains", "report", "quiet"}  # fmt: skip
 RUN = {"inference", "verification", "benchmark", "worker"}
 PIPELINE = {
+    "model",
     "source",
     "sources",
     "zoo",
@@ -28,7 +29,7 @@ PIPELINE = {
     "planning",
     "exporting",
 }
-TOP = {"divergence", "pipeline", "cli", ""}
+TOP = {"divergence", "drafting", "pipeline", "cli", ""}
 ROWS = (
     (BASE, {"PIL", "tokenizers"}),
     (RUN, set[str]()),

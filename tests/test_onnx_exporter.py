@@ -11,11 +11,13 @@ import torch
 from torch import nn
 
 from edgekit.compression import CompressedModel
+from edgekit.drafting import ExportOptions
 from edgekit.errors import UnsupportedModel
 from edgekit.exporters import onnx as exporter
+from edgekit.exporters._onnx_quantization import input_ranges, split_gemm
 from edgekit.graph import capture
 from edgekit.inference import open_session
-from edgekit.pipeline import ExportOptions, export
+from edgekit.pipeline import export
 from edgekit.source import load
 from edgekit.verification import verify
 
@@ -92,7 +94,7 @@ def test_gemm_is_split_exactly(tmp_path: Path) -> None:
     model, example = nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 3, bias=False)).eval(), torch.randn(1, 6)
     proto = exported(model, example, tmp_path)
     before = onnx.reference.ReferenceEvaluator(proto)
-    exporter._split_gemm(proto)
+    split_gemm(proto)
     onnx.checker.check_model(proto)
     assert "Gemm" not in {node.op_type for node in proto.graph.node}
     feeds = {proto.graph.input[0].name: np.random.default_rng(0).standard_normal((1, 6)).astype(np.float32)}
@@ -102,13 +104,13 @@ def test_gemm_is_split_exactly(tmp_path: Path) -> None:
 
 def test_the_input_range_puts_zero_on_a_step() -> None:
     pixels = {"x": np.array([[-1.0, 1.0]], np.float32)}
-    ranges = exporter._input_ranges((pixels,), "uint8")["x"][0]
+    ranges = input_ranges((pixels,), "uint8")["x"][0]
     step = (float(ranges["rmax"]) - float(ranges["rmin"])) / 255
     assert float(ranges["rmin"]) == -1.0
     assert float(ranges["rmax"]) >= 1.0
     assert abs(1.0 / step - round(1.0 / step)) < 1e-4
-    assert exporter._input_ranges(({"x": np.array([0.0, 1.0], np.float32)},), "uint8") == {}
-    assert exporter._input_ranges(({"x": np.array([-3, 3])},), "uint8") == {}
+    assert input_ranges(({"x": np.array([0.0, 1.0], np.float32)},), "uint8") == {}
+    assert input_ranges(({"x": np.array([-3, 3])},), "uint8") == {}
 
 
 def test_a_missing_toolchain_names_the_line_to_type(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

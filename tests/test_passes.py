@@ -15,13 +15,14 @@ from edgekit.compression import CompressedModel, PassContext
 from edgekit.dataset import Dataset, load_dataset
 from edgekit.errors import InvalidInput
 from edgekit.graph import capture
+from edgekit.model import Model
 from edgekit.passes.correct_bias import CorrectBias
 from edgekit.passes.float16 import Float16
 from edgekit.passes.fold_batch_norm import FoldBatchNorm
 from edgekit.passes.int8_dynamic import Int8Dynamic
 from edgekit.passes.int8_static import Int8Static, round_weight
 from edgekit.profile import find_device
-from edgekit.source import Model, load
+from edgekit.source import load
 
 MODELS = Path(__file__).parent / "models.py"
 

@@ -13,8 +13,9 @@ import pytest
 import torch
 
 from edgekit.bundle import Bundle
+from edgekit.drafting import ExportOptions, draft
 from edgekit.errors import GateMissed, InvalidInput, OutputExists, ParityFailed, PlanInfeasible, UnsupportedModel
-from edgekit.pipeline import ExportOptions, draft, export
+from edgekit.pipeline import export
 from edgekit.planning import Plan
 from edgekit.source import load
 from edgekit.verification import verify
@@ -212,7 +213,7 @@ def test_a_plan_runs_as_written(tmp_path: Path, pixels_npz: Path) -> None:
 def test_a_full_disk_leaves_nothing(tmp_path: Path) -> None:
     """The file size limit of a child process stands for the end of the disk: writes fail half-way, as there."""
     program = (
-        "import resource, sys, edgekit; from edgekit.pipeline import *; from edgekit.errors import *\n"
+        "import resource, sys, edgekit; from edgekit import EdgekitError, ExportOptions, export\n"
         f"m = edgekit.load({str(MODELS)!r} + ':small_conv')\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))\n"
         "try: export(m, 'raspberrypi5', sys.argv[1], ExportOptions(precision='fp32', measure=False))\n"

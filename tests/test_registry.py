@@ -76,7 +76,7 @@ assert not {{"torch", "onnx", "onnxruntime", "transformers", "PIL"}} & sys.modul
 def test_a_plugin_is_loaded_by_its_file_name(package: str, name: str) -> None:
     module = registry.load(f"edgekit.{package}", name)
     assert module.__name__ == f"edgekit.{package}.{name}"
-    assert Path(str(module.__file__)).resolve() == (ROOT / package / f"{name}.py").resolve()
+    assert Path(str(module.__file__)).read_bytes() == (ROOT / package / f"{name}.py").read_bytes()
 
 
 @pytest.mark.parametrize("wrong", ["onxruntime", "ONNXRuntime", "onnxruntime2", "onnx-runtime"])

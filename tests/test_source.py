@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from edgekit.errors import EdgekitError, InvalidInput, UnknownName, UnsupportedModel
-from edgekit.source import load, name_outputs, parse_dynamic, parse_input, parse_source, weights_sha256
+from edgekit.model import name_outputs, weights_sha256
+from edgekit.source import load, parse_dynamic, parse_input, parse_source
 from edgekit.types import DynamicDim, TensorSpec
 
 MODELS = Path(__file__).with_name("models.py")

@@ -12,7 +12,7 @@ from edgekit.cli.output import progress, say, show_json, show_pairs, show_table,
 from edgekit.errors import InvalidInput
 
 if TYPE_CHECKING:
-    from edgekit.pipeline import Draft
+    from edgekit.drafting import Draft
 
 
 @given.verb("export", "edgekit export -m zoo:efficientnet_lite0 -d raspberrypi5 --precision int8 -o out\n\n"
@@ -51,10 +51,11 @@ def export(
     leaves nothing behind.
     """
     from edgekit import pipeline
+    from edgekit.drafting import ExportOptions, draft
     from edgekit.report import cells, report
     from edgekit.source import load
 
-    options = pipeline.ExportOptions(
+    options = ExportOptions(
         format=format,
         precision=precision,
         calibration=calibration,
@@ -73,7 +74,7 @@ def export(
         step(f"load {model}")
         loaded = load(model, inputs=input or (), dynamic=dynamic or (), trust_remote_code=trust_remote_code)
         if dry_run:
-            drafted = pipeline.draft(loaded, device, options, step)
+            drafted = draft(loaded, device, options, step)
         else:
             bundle = pipeline.export(loaded, device, output, options, progress=step)
     if dry_run:
@@ -107,16 +108,14 @@ def plan(
     quiet: given.Quiet = False,
 ) -> int:
     """Choose passes, format and precision for a device, forecast size and memory, and say why. Exports nothing."""
-    from edgekit import pipeline
+    from edgekit.drafting import ExportOptions, draft
     from edgekit.source import load
 
-    options = pipeline.ExportOptions(
-        format=format, precision=precision, calibration=calibration, max_memory_mb=max_memory_mb
-    )
+    options = ExportOptions(format=format, precision=precision, calibration=calibration, max_memory_mb=max_memory_mb)
     with progress(quiet) as step:
         step(f"load {model}")
         loaded = load(model, inputs=input or (), dynamic=dynamic or (), trust_remote_code=trust_remote_code)
-        drafted = pipeline.draft(loaded, device, options, step)
+        drafted = draft(loaded, device, options, step)
     if output is not None:
         output.write_text(drafted.plan.to_json(), encoding="utf-8")
     _show_draft(drafted, json)

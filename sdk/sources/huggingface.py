@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from edgekit.errors import InvalidInput, ToolchainMissing, UnsupportedModel
+from edgekit.model import Loaded, LoadOptions, with_names
 from edgekit.processing import ClassLabels, ImagePreprocess, Postprocess, Preprocess, TextPreprocess
-from edgekit.source import Loaded, LoadOptions, with_names
 
 TOKENS = 128  # sequence length of token models, unless they take fewer
 AUTO_CLASSES = {  # ending of the architecture's name -> transformers auto class

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from edgekit.errors import InvalidInput, UnsupportedModel
-from edgekit.source import Loaded, LoadOptions, with_names
+from edgekit.model import Loaded, LoadOptions, with_names
 
 PLAIN = re.compile(
     r"(archive_format|archive_version|byteorder|\.data/\w+|models/model\.json|extra/[\w./-]+"

@@ -17,7 +17,7 @@ from types import ModuleType
 from torch import nn
 
 from edgekit.errors import InvalidInput, UnsupportedModel, unknown_name
-from edgekit.source import Loaded, LoadOptions
+from edgekit.model import Loaded, LoadOptions
 
 
 def load(ref: str, options: LoadOptions) -> Loaded:

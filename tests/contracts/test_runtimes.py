@@ -11,9 +11,10 @@ import pytest
 
 from edgekit import registry
 from edgekit.bundle import Bundle, record_file
+from edgekit.drafting import ExportOptions
 from edgekit.errors import BundleCorrupt, InvalidInput
 from edgekit.inference import RUNTIMES, open_session
-from edgekit.pipeline import ExportOptions, export
+from edgekit.pipeline import export
 from edgekit.processing import Arrays
 
 MODELS = Path(__file__).parents[1] / "models.py"

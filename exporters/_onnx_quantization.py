@@ -1,0 +1,176 @@
+"""Realise a `Quantization` in an ONNX file with onnxruntime's tools: cast, dynamic int8, static int8 (QDQ)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from edgekit.compression import CompressedModel, Progress, Quantization
+from edgekit.errors import UnsupportedModel
+from edgekit.exporters._onnx_file import module_of, save, toolchain
+from edgekit.processing import Arrays
+from edgekit.quiet import quiet
+from edgekit.types import DType
+
+if TYPE_CHECKING:
+    import onnx
+
+STATIC_OPS = ("Conv", "ConvTranspose", "MatMul", "Gemm", "Add", "Mul", "AveragePool", "GlobalAveragePool", "MaxPool",
+              "Concat", "Pad", "Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze", "Clip", "Relu", "ReduceMean",
+              "Resize")  # fmt: skip
+DYNAMIC_OPS = ("MatMul", "Gather", "LSTM")
+
+
+def quantize(model: CompressedModel, source: Path, out: Path, large: bool, progress: Progress) -> None:
+    """Write `source` to `out` with the numbers that were decided."""
+    scheme = model.quantization
+    if scheme is None:
+        save(toolchain().load(source), out, large)
+    elif scheme.scheme == "cast":
+        progress("cast to float16")
+        from onnxruntime.transformers.float16 import convert_float_to_float16
+
+        with quiet():
+            save(convert_float_to_float16(toolchain().load(source), keep_io_types=True), out, large)
+    elif scheme.scheme == "dynamic":
+        _quantize_dynamic(scheme, source, out, large, progress)
+    else:
+        _quantize_static(model, scheme, source, out, large, progress)
+
+
+def _quantize_dynamic(scheme: Quantization, source: Path, out: Path, large: bool, progress: Progress) -> None:
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    progress("quantise weights")
+    proto = toolchain().load(source)
+    split_gemm(proto)
+    save(proto, source, large)
+    with quiet():
+        quantize_dynamic(
+            source,
+            out,
+            op_types_to_quantize=list(DYNAMIC_OPS),
+            weight_type=QuantType.QInt8,
+            per_channel=scheme.per_channel,
+            use_external_data_format=large,
+        )
+
+
+def _quantize_static(
+    model: CompressedModel, scheme: Quantization, source: Path, out: Path, large: bool, progress: Progress
+) -> None:
+    from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
+
+    if model.calibration is None:
+        raise UnsupportedModel("static quantisation without calibration samples")
+    kept = _float_nodes(toolchain().load(source), scheme.keep_float)
+    progress(f"calibrate on {len(model.calibration.samples)} samples")
+    types = {"uint8": QuantType.QUInt8, "int8": QuantType.QInt8}
+    with quiet():
+        quantize_static(
+            source,
+            out,
+            _Reader(model.calibration.samples),
+            quant_format=QuantFormat.QDQ,
+            op_types_to_quantize=list(STATIC_OPS),
+            per_channel=scheme.per_channel,
+            weight_type=types[scheme.weight_dtype],
+            activation_type=types[scheme.activation_dtype],
+            nodes_to_exclude=kept,
+            calibrate_method=CalibrationMethod.MinMax,
+            extra_options={"TensorQuantOverrides": input_ranges(model.calibration.samples, scheme.activation_dtype)},
+            use_external_data_format=large,
+        )
+    proto = toolchain().load(out)
+    _keep_answers_float(proto)
+    save(proto, out, large)
+
+
+def input_ranges(samples: tuple[Arrays, ...], dtype: DType) -> dict[str, list[dict[str, np.float32]]]:
+    """Ranges of float inputs widened until zero falls on a step, instead of rounding the zero point.
+
+    Pixels in [-1, 1] have their zero between two of 256 steps; rounding it would put every pixel half a step off.
+    """
+    ranges = {}
+    steps = np.iinfo(dtype).max - np.iinfo(dtype).min
+    for name in samples[0]:
+        low = min(float(sample[name].min()) for sample in samples)
+        high = max(float(sample[name].max()) for sample in samples)
+        below = int(-low / (high - low) * steps) if low < 0 < high and samples[0][name].dtype.kind == "f" else 0
+        if below:
+            ranges[name] = [{"rmin": np.float32(low), "rmax": np.float32(low - low / below * steps)}]
+    return ranges
+
+
+def _float_nodes(proto: onnx.ModelProto, modules: tuple[str, ...]) -> list[str]:
+    """Nodes of the modules that stay float, and the activations that read nothing else."""
+    kept = {name: node for node in proto.graph.node if module_of(node) in modules for name in node.output}
+    for node in proto.graph.node:
+        if node.op_type in ("Clip", "Relu") and node.input[0] in kept:
+            kept[node.output[0]] = node
+    return [node.name for node in kept.values()]
+
+
+def _keep_answers_float(proto: onnx.ModelProto) -> None:
+    """Drop the last rounding of matrix products that are outputs: nobody computes on it, and it blurs the answer.
+
+    Convolutions keep theirs, since onnxruntime has no integer convolution with a float result.
+    """
+    makers = {name: node for node in proto.graph.node for name in node.output}
+    for output in proto.graph.output:
+        dequantize = makers.get(output.name)
+        if dequantize is None or (quantize := makers.get(dequantize.input[0])) is None:
+            continue
+        product = makers.get(quantize.input[0])
+        if product is None or quantize.op_type != "QuantizeLinear" or product.op_type not in ("Gemm", "MatMul"):
+            continue
+        if sum(product.output[0] in node.input for node in proto.graph.node) == 1:
+            product.output[0] = output.name
+            proto.graph.node.remove(dequantize)
+            proto.graph.node.remove(quantize)
+
+
+class _Reader:
+    """onnxruntime's way to ask for calibration samples."""
+
+    def __init__(self, samples: tuple[Arrays, ...]) -> None:
+        self._left = iter(samples)
+
+    def get_next(self) -> Arrays | None:
+        return next(self._left, None)
+
+    def __iter__(self) -> Iterator[Arrays]:
+        return self._left
+
+
+def split_gemm(proto: onnx.ModelProto) -> None:
+    """Gemm -> MatMul + Add, since onnxruntime has a dynamic int8 MatMul and no dynamic int8 Gemm."""
+    onnx = toolchain()
+    weights = {t.name: t for t in proto.graph.initializer}
+    nodes = []
+    for node in proto.graph.node:
+        attributes = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
+        plain = not attributes.get("transA") and attributes.get("alpha", 1.0) == 1.0 == attributes.get("beta", 1.0)
+        if node.op_type != "Gemm" or not plain or node.input[1] not in weights:
+            nodes.append(node)
+            continue
+        weight = onnx.numpy_helper.to_array(weights[node.input[1]])
+        name = f"{node.input[1]}.matmul"
+        if name not in weights:
+            turned = np.ascontiguousarray(weight.T if attributes.get("transB") else weight)
+            weights[name] = onnx.numpy_helper.from_array(turned, name)
+            proto.graph.initializer.append(weights[name])
+        product = f"{node.output[0]}.matmul" if len(node.input) > 2 else node.output[0]
+        nodes.append(onnx.helper.make_node("MatMul", [node.input[0], name], [product], name=f"{node.name}.matmul"))
+        if len(node.input) > 2:
+            nodes.append(onnx.helper.make_node("Add", [product, node.input[2]], list(node.output), name=node.name))
+        for made in nodes[-(len(node.input) - 1) :]:
+            made.metadata_props.extend(node.metadata_props)
+    used = {source for node in nodes for source in node.input}
+    kept = [tensor for tensor in proto.graph.initializer if tensor.name in used]
+    del proto.graph.node[:], proto.graph.initializer[:]
+    proto.graph.node.extend(nodes)
+    proto.graph.initializer.extend(kept)

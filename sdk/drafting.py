@@ -1,0 +1,94 @@
+"""Decide everything about an export before anything is written: what `plan` and `export --dry-run` show."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch.export import ExportedProgram
+
+from edgekit.compression import CompressedModel, Progress, compress, silent
+from edgekit.cost.memory import Forecast, forecast
+from edgekit.dataset import FEW_SAMPLES, Dataset, load_dataset
+from edgekit.graph import capture
+from edgekit.model import Model
+from edgekit.planning import Plan, check_steps, plan, require_fit
+from edgekit.profile import DeviceProfile, find_device
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportOptions:
+    """What the user may say about an export besides model, device and folder."""
+
+    format: str = "auto"
+    precision: str = "auto"
+    calibration: str | None = None  # data sets in the grammar of `edgekit.dataset`
+    samples: str | None = None  # to verify with; default: the model's own, or a part of the calibration set
+    plan: Plan | None = None  # instead of one chosen here
+    cosine_min: float | None = None
+    sqnr_db_min: float | None = None
+    max_memory_mb: float | None = None
+    max_drop: float | None = None  # percentage points of top-1
+    force: bool = False
+    measure: bool = True
+
+
+DEFAULTS = ExportOptions()
+
+
+@dataclass(frozen=True, eq=False)
+class Draft:
+    """A model with everything decided and nothing written: what `--dry-run` shows."""
+
+    compressed: CompressedModel
+    program: ExportedProgram
+    plan: Plan
+    device: DeviceProfile
+    forecast: Forecast
+    evaluation: Dataset | None
+    warnings: tuple[str, ...] = ()
+
+
+def draft(
+    model: Model, device: str | DeviceProfile, options: ExportOptions = DEFAULTS, progress: Progress = silent
+) -> Draft:
+    """Trace, plan, compress and forecast. Raises `PlanInfeasible` when it cannot fit the device or the budgets."""
+    profile = find_device(device) if isinstance(device, str) else device
+    calibration, evaluation, warnings = _datasets(model, options)
+    progress("trace the model")
+    program = capture(model)
+    chosen = options.plan or plan(
+        program, profile, precision=options.precision, format=options.format, calibrated=calibration is not None
+    )
+    check_steps(chosen.passes)
+    needed = calibration if chosen.precision == "int8" else None
+    if needed and len(needed.samples) < FEW_SAMPLES:
+        warnings += (
+            f"only {len(needed.samples)} calibration samples: ranges may be too narrow, give {FEW_SAMPLES} or more",
+        )
+    compressed = compress(model, chosen, profile, program, calibration=needed, progress=progress)
+    if compressed.model is not model:
+        progress("trace the compressed model")
+        program = capture(compressed.model)
+    predicted = forecast(compressed, program)
+    require_fit(predicted.run_bytes, profile, options.max_memory_mb)
+    return Draft(
+        compressed, program, chosen, profile, predicted, evaluation, (*model.warnings, *warnings, *compressed.warnings)
+    )
+
+
+def _datasets(model: Model, options: ExportOptions) -> tuple[Dataset | None, Dataset | None, tuple[str, ...]]:
+    """Calibration and evaluation samples; they never share a sample."""
+
+    def read(text: str) -> Dataset:
+        return load_dataset(text, model.inputs, model.preprocess, model.assets)
+
+    calibration = read(text) if (text := options.calibration or model.calibration) else None
+    evaluation: Dataset | None
+    if options.samples:
+        evaluation = read(options.samples)
+    elif options.calibration and calibration and len(calibration.samples) >= 8:
+        calibration, evaluation = calibration.split()
+    else:
+        evaluation = read(model.evaluation) if model.evaluation else None
+    found = [dataset for dataset in (calibration, evaluation) if dataset]
+    return calibration, evaluation, tuple(dict.fromkeys(w for dataset in found for w in dataset.warnings))
