@@ -7,9 +7,9 @@ plain data (`Quantization`); every exporter realises it with its own toolchain, 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal, Protocol
+from typing import Literal
 
 from torch import Tensor, nn
 from torch.export import ExportedProgram
@@ -72,31 +72,26 @@ class Pass(Value, frozen=True, kw_only=True, tag_field="pass"):
 
     def reject(self, tensor: TensorSpec, device: DeviceProfile) -> str | None:
         """Why this tensor stays as it is, or None when the pass changes it."""
-        raise NotImplementedError
+        return None
 
     def apply(self, model: CompressedModel, context: PassContext) -> CompressedModel:
         """The model after this pass, with a `Change` for every tensor it looked at."""
         raise NotImplementedError
 
 
-class _Steps(Protocol):
-    @property
-    def passes(self) -> tuple[Pass, ...]: ...
-
-
 def compress(
     model: Model,
-    plan: _Steps,
+    passes: Sequence[Pass],
     device: DeviceProfile,
     program: ExportedProgram,
     *,
     calibration: Dataset | None = None,
     progress: Progress = silent,
 ) -> CompressedModel:
-    """Run the plan's passes in order on copies of the model; `program` is its trace, and it is left as it was."""
+    """Run a plan's passes in order on copies of the model; `program` is its trace, and it is left as it was."""
     compressed = CompressedModel(model=model, calibration=calibration)
     context = PassContext(device=device, program=program, calibration=calibration, progress=progress)
-    for step in plan.passes:
+    for step in passes:
         progress(f"pass {pass_name(step)}")
         compressed = step.apply(compressed, context)
     return compressed

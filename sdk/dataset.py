@@ -90,11 +90,6 @@ def random_samples(example: Arrays) -> tuple[Arrays, ...]:
     return (example, *({name: draw(array) for name, array in example.items()} for _ in range(RANDOM_SAMPLES)))
 
 
-def photo_names(name: str) -> tuple[str, ...]:
-    """The shipped photographs of one set."""
-    return PHOTOS[name]
-
-
 def photo_bytes(name: str) -> bytes:
     """The JPEG file of one shipped photograph."""
     return files("edgekit.data.photos").joinpath(f"{name}.jpg").read_bytes()

@@ -65,7 +65,7 @@ def draft(
         warnings += (
             f"only {len(needed.samples)} calibration samples: ranges may be too narrow, give {FEW_SAMPLES} or more",
         )
-    compressed = compress(model, chosen, profile, program, calibration=needed, progress=progress)
+    compressed = compress(model, chosen.passes, profile, program, calibration=needed, progress=progress)
     if compressed.model is not model:
         progress("trace the compressed model")
         program = capture(compressed.model)

@@ -66,11 +66,6 @@ class Parity(Value, frozen=True, kw_only=True):
     misses: tuple[str, ...] = ()  # one sentence per missed gate
     first_divergent: str | None = None  # the first module in execution order that is off
 
-    @property
-    def drop(self) -> float | None:
-        """Top-1 disagreement in percentage points."""
-        return None if self.top1_agreement is None else 100 * (1 - self.top1_agreement)
-
 
 def sqnr_db(reference: Array, actual: Array) -> float:
     """Signal to quantisation-noise ratio, `10 log10(sum r^2 / sum (r - a)^2)`, in float64, within [-200, 200] dB."""

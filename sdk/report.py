@@ -24,8 +24,7 @@ class Row(Value, frozen=True, kw_only=True):
     model_bytes: int
     parity: Parity | None
     ops_by_unit: dict[str, int] | None
-    measurement: Measurement | None
-    measured_here: bool  # the latency is of the machine that exported, not of the device
+    measurement: Measurement | None  # of the machine that exported, not of the device
 
 
 class Report(Value, frozen=True, kw_only=True):
@@ -56,7 +55,6 @@ def row(bundle: Bundle) -> Row:
         parity=manifest.parity,
         ops_by_unit={unit: sum(ops.values()) for unit, ops in units.items()} if units else None,
         measurement=manifest.measurements[-1] if manifest.measurements else None,
-        measured_here=True,
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args
+from typing import Literal, TypeVar, get_args
 
 import msgspec
 
@@ -36,11 +36,6 @@ class Value(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
             raise InvalidInput(f"not a valid {cls.__name__}: {error}") from error
         except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
             raise InvalidInput(f"not valid JSON for a {cls.__name__}: {error}") from error
-
-    def to_data(self) -> dict[str, Any]:
-        """The value as plain dicts, lists, numbers and strings."""
-        data: dict[str, Any] = msgspec.to_builtins(self)
-        return data
 
 
 class TensorSpec(Value, frozen=True, kw_only=True):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from edgekit.dataset import Dataset, load_dataset, photo_bytes, photo_names, sentences
+from edgekit.dataset import PHOTOS, Dataset, load_dataset, photo_bytes, sentences
 from edgekit.errors import InvalidInput, UnknownName
 from edgekit.processing import ImagePreprocess, TextPreprocess
 from edgekit.types import TensorSpec
@@ -153,7 +153,7 @@ def test_a_missing_npz_is_named(tmp_path: Path) -> None:
 
 
 def test_calibration_and_evaluation_photographs_are_disjoint() -> None:
-    names = photo_names("photos"), photo_names("photos-heldout")
+    names = PHOTOS["photos"], PHOTOS["photos-heldout"]
     assert all(names)
     assert not set(names[0]) & set(names[1])
     assert len({photo_bytes(name) for group in names for name in group}) == len(names[0]) + len(names[1])

@@ -116,7 +116,6 @@ def test_the_figures_of_a_report_are_over_all_samples() -> None:
     assert parity.max_rel == pytest.approx(0.2)
     assert parity.sqnr_db == pytest.approx(10 * np.log10(125 / 5))
     assert parity.cosine_min == pytest.approx((9 + 20) / (5 * 34**0.5))  # the worst sample
-    assert parity.drop is None
 
 
 def test_the_worst_output_is_named() -> None:
@@ -228,7 +227,6 @@ def test_top1_counts_only_where_pytorch_is_confident() -> None:
     parity = compare(expected, actual, FREE, logits="y")
     assert parity.top1_samples == 3
     assert parity.top1_agreement == pytest.approx(2 / 3)
-    assert parity.drop == pytest.approx(100 / 3)
 
 
 def test_top1_is_none_where_pytorch_is_never_confident() -> None:

@@ -65,7 +65,6 @@ def row(**changes: Any) -> Row:
         parity=parity(1, 2, 9),
         ops_by_unit={"cpu": 12, "npu": 3},
         measurement=measured(),
-        measured_here=True,
     )
     return msgspec.structs.replace(shown, **changes)
 
@@ -167,4 +166,4 @@ def test_times_are_in_milliseconds() -> None:
 def test_the_report_as_json_has_the_same_fields() -> None:
     report = Report(rows=(row(),), warnings=("careful",), next_command="edgekit run out/b")
     assert Report.from_json(report.to_json()) == report
-    assert report.to_data()["rows"][0]["measurement"]["latency"]["p50_s"] == pytest.approx(0.0101)
+    assert msgspec.to_builtins(report)["rows"][0]["measurement"]["latency"]["p50_s"] == pytest.approx(0.0101)

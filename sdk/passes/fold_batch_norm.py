@@ -10,8 +10,6 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from edgekit.compression import CompressedModel, Pass, PassContext, record, tensor_spec, with_module
 from edgekit.graph import module_path
-from edgekit.profile import DeviceProfile
-from edgekit.types import TensorSpec
 
 
 class FoldBatchNorm(Pass, frozen=True, kw_only=True, tag="fold_batch_norm"):
@@ -21,10 +19,6 @@ class FoldBatchNorm(Pass, frozen=True, kw_only=True, tag="fold_batch_norm"):
 
     Source: Jacob et al. (arXiv 1712.05877), section 3.2, equation 14.
     """
-
-    def reject(self, tensor: TensorSpec, device: DeviceProfile) -> str | None:
-        """Every BatchNorm tensor goes, where its convolution feeds nothing else."""
-        return None
 
     def apply(self, model: CompressedModel, context: PassContext) -> CompressedModel:
         """Fold in a copy; each BatchNorm becomes an identity."""

@@ -57,7 +57,7 @@ def test_it_writes_only_what_the_manifest_lists(bundle: Bundle) -> None:
 def test_exposed_modules_answer_like_pytorchs(bundle: Bundle, format: str) -> None:
     model = load(f"{MODELS}:small_conv")
     program, device = capture(model), find_device("raspberrypi5")
-    compressed = compress(model, plan(program, device, precision="fp32", format=format), device, program)
+    compressed = compress(model, plan(program, device, precision="fp32", format=format).passes, device, program)
     feeds = {"pixels": np.random.default_rng(0).uniform(0, 1, (1, 3, 32, 32)).astype(np.float32)}
     errors = module_errors(model, compressed, bundle, registry.load(EXPORTERS, format), feeds)
     assert [error.module for error in errors] == ["norm", "depthwise"]  # `head` is the output itself
