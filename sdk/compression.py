@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import ClassVar, Literal
 
 from torch import Tensor, nn
 from torch.export import ExportedProgram
@@ -18,7 +18,7 @@ from edgekit.dataset import Dataset
 from edgekit.errors import InvalidInput
 from edgekit.model import Model
 from edgekit.profile import DeviceProfile
-from edgekit.types import Change, DType, TensorSpec, Value
+from edgekit.types import Change, DType, Precision, TensorSpec, Value
 
 PASSES = "edgekit.passes"
 WeightLayer = nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.ConvTranspose2d
@@ -69,6 +69,8 @@ class PassContext:
 
 class Pass(Value, frozen=True, kw_only=True, tag_field="pass"):
     """One step of a plan. Its fields are its options; a module in `sdk/passes/` defines one and calls it `PASS`."""
+
+    decides: ClassVar[Precision | None] = None  # the precision a model has after this pass, where it sets one
 
     def reject(self, tensor: TensorSpec, device: DeviceProfile) -> str | None:
         """Why this tensor stays as it is, or None when the pass changes it."""

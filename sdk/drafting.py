@@ -11,7 +11,7 @@ from edgekit.cost.memory import Forecast, forecast
 from edgekit.dataset import FEW_SAMPLES, Dataset, load_dataset
 from edgekit.graph import capture
 from edgekit.model import Model
-from edgekit.planning import Plan, check_steps, plan, require_fit
+from edgekit.planning import Plan, check_plan, plan, require_fit
 from edgekit.profile import DeviceProfile, find_device
 
 
@@ -59,7 +59,9 @@ def draft(
     chosen = options.plan or plan(
         program, profile, precision=options.precision, format=options.format, calibrated=calibration is not None
     )
-    check_steps(chosen.passes)
+    check_plan(chosen)
+    if chosen.device != profile.id:
+        warnings += (f"the plan was made for {chosen.device}, this export is for {profile.id}",)
     needed = calibration if chosen.precision == "int8" else None
     if needed and len(needed.samples) < FEW_SAMPLES:
         warnings += (
@@ -77,7 +79,7 @@ def draft(
 
 
 def _datasets(model: Model, options: ExportOptions) -> tuple[Dataset | None, Dataset | None, tuple[str, ...]]:
-    """Calibration and evaluation samples; they never share a sample."""
+    """Calibration and evaluation samples; they share none unless the user names one set for both."""
 
     def read(text: str) -> Dataset:
         return load_dataset(text, model.inputs, model.preprocess, model.assets)

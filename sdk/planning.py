@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -142,8 +141,11 @@ def _pass(options: dict[str, Any]) -> Pass:
     return found
 
 
-def check_steps(steps: Sequence[Pass]) -> None:
-    """Raise `InvalidInput` when a plan decides the numbers twice."""
-    schemes = [s for s in steps if isinstance(s, Float16 | Int8Static | Int8Dynamic)]
-    if len(schemes) > 1:
-        raise InvalidInput(f"a plan may choose numbers once; this one does with {', '.join(map(repr, schemes))}")
+def check_plan(plan: Plan) -> None:
+    """Raise `InvalidInput` when a plan's passes do not make the numbers that its precision names."""
+    made = [step.decides for step in plan.passes if step.decides]
+    if (made or ["fp32"]) != [plan.precision]:
+        raise InvalidInput(
+            f"the plan says precision {plan.precision}, and its passes make {' and then '.join(made) or 'fp32'}: "
+            "a plan has one pass that decides the numbers, and its precision names them"
+        )

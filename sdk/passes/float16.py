@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import ClassVar
 
 from edgekit.compression import CompressedModel, Pass, PassContext, Quantization, record, tensor_spec
 from edgekit.profile import DeviceProfile
-from edgekit.types import TensorSpec
+from edgekit.types import Precision, TensorSpec
 
 LARGEST = 65504.0  # IEEE 754 binary16
 
 
 class Float16(Pass, frozen=True, kw_only=True, tag="float16"):
     """Cast every float tensor to half precision."""
+
+    decides: ClassVar[Precision | None] = "fp16"
 
     def reject(self, tensor: TensorSpec, device: DeviceProfile) -> str | None:
         """Integers and booleans stay as they are."""

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import ClassVar
 
 from torch import nn
 
 from edgekit.compression import CompressedModel, Pass, PassContext, Quantization, record, tensor_spec
 from edgekit.profile import DeviceProfile
-from edgekit.types import TensorSpec
+from edgekit.types import Precision, TensorSpec
 
 
 class Int8Dynamic(Pass, frozen=True, kw_only=True, tag="int8_dynamic"):
@@ -18,6 +19,7 @@ class Int8Dynamic(Pass, frozen=True, kw_only=True, tag="int8_dynamic"):
     MiniLM falls to cosine 0.36). Convolutions stay float: runtimes have no fast dynamic kernels for them.
     """
 
+    decides: ClassVar[Precision | None] = "int8-dynamic"
     per_channel: bool = True
 
     def reject(self, tensor: TensorSpec, device: DeviceProfile) -> str | None:

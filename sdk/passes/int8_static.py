@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +22,7 @@ from edgekit.compression import (
 )
 from edgekit.dataset import Dataset
 from edgekit.profile import DeviceProfile
-from edgekit.types import TensorSpec
+from edgekit.types import Precision, TensorSpec
 
 OBSERVED = 8  # samples that tell a dead layer from a living one
 
@@ -40,6 +40,7 @@ class Int8Static(Pass, frozen=True, kw_only=True, tag="int8_static"):
     (arXiv 1712.05877), equation 1; per-channel weights as in Krishnamoorthi (arXiv 1806.08342), section 3.1.
     """
 
+    decides: ClassVar[Precision | None] = "int8"
     activation_dtype: Literal["uint8", "int8"] = "uint8"
     per_channel: bool = True
     keep_float: tuple[str, ...] = ()  # module paths
