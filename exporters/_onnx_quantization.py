@@ -48,6 +48,7 @@ def _quantize_dynamic(scheme: Quantization, source: Path, out: Path, large: bool
     proto = toolchain().load(source)
     split_gemm(proto)
     save(proto, source, large)
+    del proto  # quantize_dynamic reads the file again
     with quiet():
         quantize_dynamic(
             source,
@@ -66,7 +67,7 @@ def _quantize_static(
 
     if model.calibration is None:
         raise UnsupportedModel("static quantisation without calibration samples")
-    kept = _float_nodes(toolchain().load(source), scheme.keep_float)
+    kept = _float_nodes(toolchain().load(source, load_external_data=False), scheme.keep_float)
     progress(f"calibrate on {len(model.calibration.samples)} samples")
     types = {"uint8": QuantType.QUInt8, "int8": QuantType.QInt8}
     with quiet():
@@ -147,30 +148,62 @@ class _Reader:
 
 
 def split_gemm(proto: onnx.ModelProto) -> None:
-    """Gemm -> MatMul + Add, since onnxruntime has a dynamic int8 MatMul and no dynamic int8 Gemm."""
+    """Gemm -> MatMul + Add, since onnxruntime has a dynamic int8 MatMul and no dynamic int8 Gemm.
+
+    A weight that only such Gemms read is turned in place; a copy of all weights would be a large model's whole size.
+    """
     onnx = toolchain()
     weights = {t.name: t for t in proto.graph.initializer}
+    split = {n.output[0] for n in proto.graph.node if _is_plain_gemm(n) and n.input[1] in weights}
+    others = {
+        name
+        for node in proto.graph.node
+        for slot, name in enumerate(node.input)
+        if node.output[0] not in split or slot != 1 or not _turns(node)
+    }
+    turned: dict[str, str] = {}  # weight -> the name of its transpose
     nodes = []
     for node in proto.graph.node:
-        attributes = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
-        plain = not attributes.get("transA") and attributes.get("alpha", 1.0) == 1.0 == attributes.get("beta", 1.0)
-        if node.op_type != "Gemm" or not plain or node.input[1] not in weights:
+        if node.output[0] not in split:
             nodes.append(node)
             continue
-        weight = onnx.numpy_helper.to_array(weights[node.input[1]])
-        name = f"{node.input[1]}.matmul"
-        if name not in weights:
-            turned = np.ascontiguousarray(weight.T if attributes.get("transB") else weight)
-            weights[name] = onnx.numpy_helper.from_array(turned, name)
-            proto.graph.initializer.append(weights[name])
-        product = f"{node.output[0]}.matmul" if len(node.input) > 2 else node.output[0]
-        nodes.append(onnx.helper.make_node("MatMul", [node.input[0], name], [product], name=f"{node.name}.matmul"))
+        matrix = node.input[1]
+        if _turns(node):
+            if matrix not in turned:
+                turned[matrix] = _transpose(proto, weights[matrix], in_place=matrix not in others)
+            matrix = turned[matrix]
+        product = f"{node.output[0]}.product" if len(node.input) > 2 else node.output[0]
+        made = [onnx.helper.make_node("MatMul", [node.input[0], matrix], [product], name=f"{node.name}.product")]
         if len(node.input) > 2:
-            nodes.append(onnx.helper.make_node("Add", [product, node.input[2]], list(node.output), name=node.name))
-        for made in nodes[-(len(node.input) - 1) :]:
-            made.metadata_props.extend(node.metadata_props)
-    used = {source for node in nodes for source in node.input}
-    kept = [tensor for tensor in proto.graph.initializer if tensor.name in used]
-    del proto.graph.node[:], proto.graph.initializer[:]
+            made.append(onnx.helper.make_node("Add", [product, node.input[2]], list(node.output), name=node.name))
+        for new in made:
+            new.metadata_props.extend(node.metadata_props)
+        nodes += made
+    del proto.graph.node[:]
     proto.graph.node.extend(nodes)
-    proto.graph.initializer.extend(kept)
+
+
+def _is_plain_gemm(node: onnx.NodeProto) -> bool:
+    """A Gemm that is `x @ w (+ b)` or `x @ w.T (+ b)`."""
+    given = {a.name: a.i if a.name.startswith("trans") else a.f for a in node.attribute}
+    factors = given.get("alpha", 1.0), given.get("beta", 1.0)
+    return node.op_type == "Gemm" and not given.get("transA") and factors == (1.0, 1.0)
+
+
+def _turns(node: onnx.NodeProto) -> bool:
+    return any(attribute.name == "transB" and attribute.i for attribute in node.attribute)
+
+
+def _transpose(proto: onnx.ModelProto, weight: onnx.TensorProto, in_place: bool) -> str:
+    """Store the transpose of a weight, in its own place or beside it, and return its name."""
+    onnx = toolchain()
+    matrix = np.ascontiguousarray(onnx.numpy_helper.to_array(weight).T)
+    if not in_place:
+        proto.graph.initializer.append(onnx.numpy_helper.from_array(matrix, f"{weight.name}.turned"))
+        return f"{weight.name}.turned"
+    weight.raw_data, weight.dims[:] = matrix.tobytes(), matrix.shape
+    for value in proto.graph.value_info:
+        if value.name == weight.name:  # its shape was that of the matrix before
+            proto.graph.value_info.remove(value)
+            break
+    return str(weight.name)

@@ -90,16 +90,31 @@ def test_a_model_that_cannot_be_quantised_is_no_int8_model(tmp_path: Path) -> No
                ExportOptions(precision="int8-dynamic", measure=False))  # fmt: skip
 
 
-def test_gemm_is_split_exactly(tmp_path: Path) -> None:
-    model, example = nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 3, bias=False)).eval(), torch.randn(1, 6)
-    proto = exported(model, example, tmp_path)
+class Shared(nn.Module):
+    """One matrix read by two linear layers and, if `tied`, by an embedding too."""
+
+    def __init__(self, tied: bool) -> None:
+        super().__init__()
+        self.table = nn.Embedding(6, 6)
+        self.first, self.second = nn.Linear(6, 6), nn.Linear(6, 6, bias=False)
+        self.first.weight = self.second.weight = self.table.weight if tied else self.first.weight
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        return self.second(torch.relu(self.first(self.table(ids))))
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_gemm_is_split_exactly_and_a_shared_matrix_is_turned_once(tied: bool, tmp_path: Path) -> None:
+    proto = exported(Shared(tied).eval(), torch.tensor([3]), tmp_path)
     before = onnx.reference.ReferenceEvaluator(proto)
     split_gemm(proto)
     onnx.checker.check_model(proto)
-    assert "Gemm" not in {node.op_type for node in proto.graph.node}
-    feeds = {proto.graph.input[0].name: np.random.default_rng(0).standard_normal((1, 6)).astype(np.float32)}
-    np.testing.assert_allclose(onnx.reference.ReferenceEvaluator(proto).run(None, feeds)[0], before.run(None, feeds)[0],
-                               rtol=1e-6)  # fmt: skip
+    assert [n.op_type for n in proto.graph.node] == ["Gather", "MatMul", "Add", "Relu", "MatMul"]
+    assert len([t for t in proto.graph.initializer if list(t.dims) == [6, 6]]) == 2
+    after = onnx.reference.ReferenceEvaluator(proto)
+    for token in range(6):
+        feeds = {proto.graph.input[0].name: np.array([token])}
+        np.testing.assert_allclose(after.run(None, feeds)[0], before.run(None, feeds)[0], rtol=1e-5, atol=1e-7)
 
 
 def test_the_input_range_puts_zero_on_a_step() -> None:
