@@ -105,3 +105,10 @@ def not_a_module() -> str:
 
 def no_example() -> nn.Module:
     return mlp()[0]
+
+
+def large() -> tuple[nn.Module, Tensor]:
+    """100 M parameters, 403 MB: for the memory an export takes."""
+    torch.manual_seed(0)
+    layers = [module for _ in range(24) for module in (nn.Linear(2048, 2048), nn.ReLU())]
+    return nn.Sequential(*layers).eval(), torch.randn(1, 2048)

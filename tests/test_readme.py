@@ -1,0 +1,55 @@
+"""What the pages claim is what the code does and what was measured."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from edgekit.cli.app import app
+from edgekit.parity import TOLERANCES
+
+ROOT = Path(__file__).parents[1]
+PAGES = ("README.md", "ARCHITECTURE.md", "CONTRIBUTING.md")
+
+
+def text(page: str) -> str:
+    return (ROOT / page).read_text(encoding="utf-8")
+
+
+def test_the_table_of_figures_is_made_from_the_result_file() -> None:
+    spec = importlib.util.spec_from_file_location("bench", ROOT / "tests" / "bench.py")
+    assert spec is not None
+    assert spec.loader is not None
+    bench = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(bench)
+    results = json.loads(bench.RESULTS.read_text(encoding="utf-8"))
+    assert bench.with_table(text("README.md"), bench.readme_table(results)) == text("README.md")
+
+
+def test_every_command_in_readme_exists_and_every_verb_is_in_readme() -> None:
+    verbs = {command.name for command in app.registered_commands}
+    assert set(re.findall(r"^\$ edgekit (\w+)", text("README.md"), re.MULTILINE)) <= verbs
+    assert all(re.search(rf"`(edgekit )?{verb}`", text("README.md")) for verb in verbs)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_file_a_page_names_is_there(page: str) -> None:
+    named = re.findall(r"`((?:sdk|tests|exporters|runtimes|samples|device_profiles)/[\w./]+\w)`", text(page))
+    named += re.findall(r"\]\(([\w./]+)\)", text(page))
+    waiting = {"runtimes/meters/", "runtimes/remote/", "sdk/formats/", "sdk/distill/", "sdk/npu/"}
+    assert named
+    assert [name for name in named if not (ROOT / name).exists() and name not in waiting] == []
+
+
+def test_the_gates_in_readme_are_those_in_the_code() -> None:
+    for precision, tolerance in TOLERANCES.items():
+        [row] = [line for line in text("README.md").splitlines() if line.startswith(f"| {precision} |")]
+        assert tolerance.cosine_min is None or f"cosine >= {tolerance.cosine_min:g}" in row
+        assert f"SQNR >= {tolerance.sqnr_db_min:g} dB" in row
+        share = tolerance.top1_agreement_min
+        assert share is not None
+        assert ("same top-1" if share == 1 else f"{share:.0%} of".replace("%", " %")) in row
