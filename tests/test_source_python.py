@@ -165,3 +165,12 @@ def test_a_factory_that_returns_something_else_is_refused(tmp_path: Path, value:
 def test_a_name_that_is_no_factory_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UnknownName, match=r"no factory .* is called 'WIDTH'.*make"):
         load(write(tmp_path, LINEAR + "WIDTH = 3\n") + ":WIDTH")
+
+
+def test_a_module_in_the_working_folder_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "my_nets").mkdir()
+    (tmp_path / "my_nets" / "small.py").write_text(
+        "import torch\ndef net(): return torch.nn.ReLU(), torch.ones(1, 2)\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    assert load("my_nets.small:net").name == "net"

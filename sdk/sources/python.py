@@ -48,10 +48,9 @@ def _load(ref: str, place: str, factory_name: str) -> Loaded:
 
 @contextmanager
 def _neighbours(place: str) -> Iterator[None]:
-    """Let a file import what lies beside it, at its top and inside the factory."""
+    """Let a file import what lies beside it, and a module be found in the working folder, as `python` itself would."""
     before = list(sys.path)
-    if place.endswith(".py"):
-        sys.path.insert(0, str(Path(place).resolve().parent))
+    sys.path.insert(0, str(Path(place).resolve().parent if place.endswith(".py") else Path.cwd()))
     try:
         yield
     finally:
