@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from edgekit.inference import answer as answer
     from edgekit.inference import open_session as open_session
     from edgekit.inference import prepare as prepare
+    from edgekit.model import Loaded as Loaded
     from edgekit.pipeline import export as export
     from edgekit.planning import plan as plan
     from edgekit.profile import find_device as find_device
@@ -35,6 +36,7 @@ _HOME = {
     "Bundle": "bundle",
     "EdgekitError": "errors",
     "ExportOptions": "drafting",
+    "Loaded": "model",
     "answer": "inference",
     "compare": "benchmark",
     "compress": "compression",

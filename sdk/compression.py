@@ -71,6 +71,7 @@ class Pass(Value, frozen=True, kw_only=True, tag_field="pass"):
     """One step of a plan. Its fields are its options; a module in `sdk/passes/` defines one and calls it `PASS`."""
 
     decides: ClassVar[Precision | None] = None  # the precision a model has after this pass, where it sets one
+    needs_samples: ClassVar[bool] = False  # calibration samples
 
     def reject(self, tensor: TensorSpec, device: DeviceProfile) -> str | None:
         """Why this tensor stays as it is, or None when the pass changes it."""

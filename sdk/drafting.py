@@ -9,10 +9,12 @@ from torch.export import ExportedProgram
 from edgekit.compression import CompressedModel, Progress, compress, silent
 from edgekit.cost.memory import Forecast, forecast
 from edgekit.dataset import FEW_SAMPLES, Dataset, load_dataset
+from edgekit.errors import InvalidInput
 from edgekit.graph import capture
 from edgekit.model import Model
 from edgekit.planning import Plan, check_plan, plan, require_fit
 from edgekit.profile import DeviceProfile, find_device
+from edgekit.verification import fit
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,10 +61,14 @@ def draft(
     chosen = options.plan or plan(
         program, profile, precision=options.precision, format=options.format, calibrated=calibration is not None
     )
+    if options.plan and (options.precision, options.format) != ("auto", "auto"):
+        raise InvalidInput("a plan says precision and format already: give the plan, or --precision and --format")
+    if options.max_drop is not None and model.logits is None:
+        raise InvalidInput("--max-drop counts top-1 answers, and this model has no class labels: use --min-sqnr-db")
     check_plan(chosen)
     if chosen.device != profile.id:
         warnings += (f"the plan was made for {chosen.device}, this export is for {profile.id}",)
-    needed = calibration if chosen.precision == "int8" else None
+    needed = calibration if any(step.needs_samples for step in chosen.passes) else None
     if needed and len(needed.samples) < FEW_SAMPLES:
         warnings += (
             f"only {len(needed.samples)} calibration samples: ranges may be too narrow, give {FEW_SAMPLES} or more",
@@ -71,7 +77,7 @@ def draft(
     if compressed.model is not model:
         progress("trace the compressed model")
         program = capture(compressed.model)
-    predicted = forecast(compressed, program)
+    predicted = forecast(compressed, program, model.weight_bytes)
     require_fit(predicted.run_bytes, profile, options.max_memory_mb)
     return Draft(
         compressed, program, chosen, profile, predicted, evaluation, (*model.warnings, *warnings, *compressed.warnings)
@@ -82,7 +88,9 @@ def _datasets(model: Model, options: ExportOptions) -> tuple[Dataset | None, Dat
     """Calibration and evaluation samples; they share none unless the user names one set for both."""
 
     def read(text: str) -> Dataset:
-        return load_dataset(text, model.inputs, model.preprocess, model.assets)
+        found = load_dataset(text, model.inputs, model.preprocess, model.assets)
+        fitted = tuple(fit(sample, model.inputs, model.dynamic) for sample in found.samples)
+        return Dataset(found.origin, fitted, found.warnings)
 
     calibration = read(text) if (text := options.calibration or model.calibration) else None
     evaluation: Dataset | None

@@ -25,6 +25,7 @@ Provenance = Literal[
     "unavailable",
 ]
 CONFIDENCE = 0.95
+LEAST_DIFFERENCE = 0.05  # of a ratio: processes of one bundle differ by their place in memory and on cores
 
 
 class Energy(Value, frozen=True, kw_only=True):
@@ -151,5 +152,7 @@ def verdict(a: str, b: str, ratio: float, interval: Interval) -> str:
     """One sentence; no winner when the interval holds 1."""
     if interval.low <= 1 <= interval.high:
         return f"no difference shown between {a} and {b}: the interval of the ratio holds 1"
+    if abs(ratio - 1) < LEAST_DIFFERENCE:
+        return f"no difference shown between {a} and {b}: {ratio:.3f} is within what two runs of one bundle differ by"
     winner, loser, factor = (b, a, 1 / ratio) if ratio < 1 else (a, b, ratio)
     return f"{winner} is {factor:.2f}x as fast as {loser}"

@@ -7,13 +7,17 @@ must meet the gate too where the arithmetic is float; a calibrated int8 model sa
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
+import msgspec
 import numpy as np
 
+from edgekit.errors import InvalidInput
 from edgekit.processing import Array, Arrays, softmax
 from edgekit.types import Precision, Value
 
 EXACT_DB = 200.0  # SQNR of equal tensors; float64 noise sits near 300 dB, float32 near 150
+QUIET = 1e-3  # samples whose output is this much smaller than the loudest are rounding noise; their angle says nothing
 CONFIDENT = 0.4  # top-1 is judged where PyTorch's own probability exceeds this; below it, ranks flip on any rounding
 
 
@@ -38,6 +42,19 @@ TOLERANCES: dict[Precision, Tolerance] = {
 }
 
 
+def with_gates(tolerance: Tolerance, cosine_min: float | None, sqnr_db_min: float | None) -> Tolerance:
+    """The tolerance with the gates that a user moved. Raises `InvalidInput` for a gate that is no number in range."""
+    if cosine_min is not None:
+        if not -1 <= cosine_min <= 1:
+            raise InvalidInput(f"the least cosine must be between -1 and 1, not {cosine_min}")
+        tolerance = msgspec.structs.replace(tolerance, cosine_min=cosine_min)
+    if sqnr_db_min is not None:
+        if not -EXACT_DB <= sqnr_db_min <= EXACT_DB:
+            raise InvalidInput(f"the least SQNR must be between -200 and 200 dB, not {sqnr_db_min}")
+        tolerance = msgspec.structs.replace(tolerance, sqnr_db_min=sqnr_db_min)
+    return tolerance
+
+
 class OutputParity(Value, frozen=True, kw_only=True):
     """One output tensor over all samples of one kind."""
 
@@ -51,7 +68,8 @@ class OutputParity(Value, frozen=True, kw_only=True):
 class Parity(Value, frozen=True, kw_only=True):
     """PyTorch against the artifact in its runtime. Figures are over the real samples."""
 
-    samples: int  # real ones
+    samples: int
+    origin: Literal["real", "random"] = "real"  # of the samples
     synthetic_samples: int
     max_abs: float | None  # this and the next three are None when names or shapes already differ
     max_rel: float | None  # max_abs over the largest magnitude of the reference
@@ -107,7 +125,7 @@ def compare(
     outputs = tuple(_output(name, expected, actual) for name in expected[0])
     worst = min(outputs, key=lambda o: (o.sqnr_db, o.cosine_min))
     agreement, judged = _top1(expected, actual, logits) if logits else (None, None)
-    misses = _gate_misses(outputs, agreement, tolerance, "")
+    misses = _gate_misses(outputs, agreement, tolerance, "") + _deaf(expected, actual)
     if synthetic and tolerance.synthetic:
         references, answers = [pair[0] for pair in synthetic], [pair[1] for pair in synthetic]
         edge = tuple(_output(name, references, answers) for name in references[0])
@@ -150,6 +168,8 @@ def _form_misses(where: str, expected: Arrays, actual: Arrays) -> list[str]:
 
 def _output(name: str, expected: Sequence[Arrays], actual: Sequence[Arrays]) -> OutputParity:
     pairs = [(e[name], a[name]) for e, a in zip(expected, actual, strict=True)]
+    norms = [float(np.linalg.norm(e[np.isfinite(e)].astype(np.float64))) for e, _ in pairs]
+    loud = [pair for pair, norm in zip(pairs, norms, strict=True) if norm >= QUIET * max(norms)]
     reference = np.concatenate([e.ravel() for e, _ in pairs])
     answer = np.concatenate([a.ravel() for _, a in pairs])
     known = np.isfinite(reference)
@@ -160,7 +180,7 @@ def _output(name: str, expected: Sequence[Arrays], actual: Sequence[Arrays]) -> 
         name=name,
         max_abs=max_abs,
         max_rel=max_abs / largest if largest else max_abs,
-        cosine_min=min(cosine(np.where(np.isfinite(e), e, 0), np.where(np.isfinite(e), a, 0)) for e, a in pairs),
+        cosine_min=min(cosine(np.where(np.isfinite(e), e, 0), np.where(np.isfinite(e), a, 0)) for e, a in loud),
         sqnr_db=sqnr_db(reference, answer),
     )
 
@@ -173,6 +193,19 @@ def _top1(expected: Sequence[Arrays], actual: Sequence[Arrays], logits: str) -> 
         return None, 0
     agree = rows.argmax(axis=-1)[confident] == answers.argmax(axis=-1)[confident]
     return float(agree.mean()), int(confident.sum())
+
+
+def _deaf(expected: Sequence[Arrays], actual: Sequence[Arrays]) -> list[str]:
+    """A constant can have a high SQNR where an output has a large offset; it is still no answer."""
+    return [
+        f"output '{name}' is the same for every sample, PyTorch's is not"
+        for name in expected[0]
+        if not _constant([e[name] for e in expected]) and _constant([a[name] for a in actual])
+    ]
+
+
+def _constant(arrays: Sequence[Array]) -> bool:
+    return all(np.array_equal(arrays[0], array, equal_nan=array.dtype.kind == "f") for array in arrays)
 
 
 def _gate_misses(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import os
 import shutil
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -36,7 +37,7 @@ from edgekit.errors import EdgekitError, InvalidInput, OutputExists, ParityFaile
 from edgekit.exporting import Exported, Exporter
 from edgekit.inference import RUNTIMES
 from edgekit.model import Model
-from edgekit.parity import TOLERANCES, Parity, Tolerance
+from edgekit.parity import TOLERANCES, Parity, Tolerance, with_gates
 from edgekit.planning import EXPORTERS, Plan
 from edgekit.profile import DeviceProfile
 from edgekit.source import load
@@ -60,7 +61,7 @@ def export(
     Raises `ParityFailed` when the artifact does not answer like PyTorch; then nothing is left at `out`, unless `force`
     asked to keep it with `parity.ok = false` in its manifest.
     """
-    folder = Path(out)
+    folder = Path(os.path.abspath(out))
     check_free(folder, options.force)
     if isinstance(model, str):
         progress(f"load {model}")
@@ -68,7 +69,7 @@ def export(
     made = draft(model, device, options, progress)
     with _building(folder, made.forecast, options.force) as partial:
         _build(model, made, partial, options, progress)
-    return Bundle.open(folder)
+    return Bundle.open(out)
 
 
 def _build(model: Model, made: Draft, partial: Path, options: ExportOptions, progress: Progress) -> None:
@@ -87,6 +88,7 @@ def _build(model: Model, made: Draft, partial: Path, options: ExportOptions, pro
     progress(f"verify in {exporter.RUNTIME} on {len(references.real)} samples")
     tolerance = _tolerance(options, made.plan)
     parity = judge(Bundle(partial, manifest), references, tolerance)
+    parity = msgspec.structs.replace(parity, origin="real" if made.evaluation else "random")
     if not parity.ok:
         progress("look for the first module that diverges")
         parity = _with_divergence(parity, model, made.compressed, Bundle(partial, manifest), exporter, references)
@@ -167,11 +169,7 @@ def _warnings(made: Draft, references: References) -> tuple[str, ...]:
 
 
 def _tolerance(options: ExportOptions, chosen: Plan) -> Tolerance:
-    tolerance = TOLERANCES[chosen.precision]
-    if options.cosine_min is not None:
-        tolerance = msgspec.structs.replace(tolerance, cosine_min=options.cosine_min)
-    if options.sqnr_db_min is not None:
-        tolerance = msgspec.structs.replace(tolerance, sqnr_db_min=options.sqnr_db_min)
+    tolerance = with_gates(TOLERANCES[chosen.precision], options.cosine_min, options.sqnr_db_min)
     if options.max_drop is not None:
         tolerance = msgspec.structs.replace(tolerance, top1_agreement_min=1 - options.max_drop / 100)
     return tolerance
@@ -211,6 +209,8 @@ def _versions(distributions: tuple[str, ...]) -> dict[str, str]:
 
 def check_free(folder: Path, force: bool) -> None:
     """Raise `OutputExists` unless `folder` may be made, or replaced when `force` says so."""
+    if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
+        raise OutputExists(f"'{folder}' is a file or a link, which is never replaced: choose another -o")
     if folder.exists() and not force:
         raise OutputExists(f"'{folder}' is there already: choose another -o, or replace it with --force")
     if folder.exists() and not (folder / MANIFEST).is_file() and any(folder.iterdir()):
@@ -220,7 +220,7 @@ def check_free(folder: Path, force: bool) -> None:
 @contextlib.contextmanager
 def _building(folder: Path, predicted: Forecast, force: bool) -> Iterator[Path]:
     """A folder beside the target that takes its place when all went well, and goes when not."""
-    partial = folder.with_name(folder.name + ".partial")
+    partial = folder.with_name(f"{folder.name}.{os.getpid()}.partial")  # no user's folder, and no parallel run's
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         free, need = shutil.disk_usage(folder.parent).free, 3 * predicted.artifact_bytes
@@ -229,7 +229,6 @@ def _building(folder: Path, predicted: Forecast, force: bool) -> Iterator[Path]:
                 f"the export needs about {need / 1e6:.0f} MB beside '{folder}' and {free / 1e6:.0f} MB are free: "
                 "make room or choose another -o"
             )
-        shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir()
         yield partial
         if force and folder.exists():

@@ -107,9 +107,8 @@ def parity_text(parity: Parity) -> str:
         return "FAILED: " + parity.misses[0]
     top1 = "" if parity.top1_agreement is None else f", top-1 {parity.top1_agreement:.1%} of {parity.top1_samples}"
     state = "ok" if parity.ok else "FAILED"
-    return (
-        f"{state}  SQNR {parity.sqnr_db:.1f} dB, cosine >= {parity.cosine_min:.4f}{top1}, {parity.samples} real samples"
-    )
+    figures = f"SQNR {parity.sqnr_db:.1f} dB, cosine >= {parity.cosine_min:.4f}{top1}"
+    return f"{state}  {figures}, {parity.samples} {parity.origin} samples"
 
 
 def latency_text(measurement: Measurement) -> str:

@@ -222,7 +222,8 @@ def test_color_is_off_when_asked(bundle_copy: Path) -> None:
     assert "\x1b" not in result.stdout
 
 
-def test_interrupting_an_export_leaves_nothing(tmp_path: Path) -> None:
+@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
+def test_interrupting_an_export_leaves_nothing(stop: signal.Signals, tmp_path: Path) -> None:
     command = [*EDGEKIT, "export", "-m", f"{MODELS}:small_conv", "-d", "raspberrypi5", "-o", str(tmp_path / "out")]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None
@@ -230,7 +231,7 @@ def test_interrupting_an_export_leaves_nothing(tmp_path: Path) -> None:
         if "convert to ONNX" in line:
             break
     time.sleep(0.2)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(stop)
     rest = process.stderr.read()
     assert process.wait(timeout=60) == 130, rest
     assert "interrupted" in rest

@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from edgekit.parity import CONFIDENT, TOLERANCES, Tolerance, compare, cosine, sqnr_db
+from edgekit.errors import InvalidInput
+from edgekit.parity import CONFIDENT, TOLERANCES, Tolerance, compare, cosine, sqnr_db, with_gates
 from edgekit.processing import Array, Arrays
 
 FREE = Tolerance()
@@ -237,3 +238,30 @@ def test_top1_is_none_where_pytorch_is_never_confident() -> None:
 
 def test_top1_is_not_judged_without_logits() -> None:
     assert compare([logits(0.9, 0)], [logits(0.9, 1)], FREE).top1_samples is None
+
+
+def test_a_constant_answer_beside_a_large_offset_is_a_miss() -> None:
+    """SQNR counts the offset as signal: it alone would call this artifact good."""
+    expected = [y(300.0, 300.001), y(300.002, 300.0), y(300.001, 300.002)]
+    parity = compare(expected, [y(300.001, 300.001)] * 3, TOLERANCES["int8"])
+    assert parity.sqnr_db is not None
+    assert parity.sqnr_db > 90
+    assert not parity.ok
+    assert parity.misses == ("output 'y' is the same for every sample, PyTorch's is not",)
+
+
+def test_the_angle_of_rounding_noise_is_not_judged() -> None:
+    expected, actual = [y(1.0, 2.0), y(1e-8, -1e-8)], [y(1.0, 2.0), y(-1e-8, 1e-8)]
+    assert compare(expected, actual, TOLERANCES["fp32"]).cosine_min == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("gate", [float("nan"), 2.0, float("inf")])
+def test_a_gate_that_is_no_cosine_is_refused(gate: float) -> None:
+    with pytest.raises(InvalidInput, match="least cosine must be between -1 and 1"):
+        with_gates(TOLERANCES["fp32"], gate, None)
+
+
+@pytest.mark.parametrize("gate", [float("nan"), 201.0])
+def test_a_gate_that_is_no_sqnr_is_refused(gate: float) -> None:
+    with pytest.raises(InvalidInput, match="least SQNR must be between"):
+        with_gates(TOLERANCES["fp32"], None, gate)

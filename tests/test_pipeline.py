@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ import torch
 from edgekit.bundle import Bundle
 from edgekit.drafting import ExportOptions, draft
 from edgekit.errors import GateMissed, InvalidInput, OutputExists, ParityFailed, PlanInfeasible, UnsupportedModel
+from edgekit.inference import answer, open_session, prepare
 from edgekit.pipeline import export
 from edgekit.planning import Plan
 from edgekit.source import load
@@ -204,10 +206,59 @@ def test_a_plan_runs_as_written(tmp_path: Path, pixels_npz: Path) -> None:
     made = draft(load(f"{MODELS}:small_conv"), "raspberrypi5", options(precision="int8", calibration=str(pixels_npz)))
     text = made.plan.to_json().replace('"per_channel": true', '"per_channel": false')
     plan = Plan.from_json(text)
-    given = options(plan=plan, calibration=str(pixels_npz), sqnr_db_min=0.0)
+    given = options(plan=plan, precision="auto", calibration=str(pixels_npz), sqnr_db_min=0.0)
     bundle = export(f"{MODELS}:small_conv", "raspberrypi5", tmp_path / "out", given)
     assert bundle.manifest.plan == plan.record()
     assert any(change.after == "int8 per_tensor" for change in bundle.manifest.changes)
+
+
+def test_a_plan_beside_a_precision_is_refused(tmp_path: Path) -> None:
+    plan = draft(load(f"{MODELS}:mlp"), "raspberrypi5", options()).plan
+    with pytest.raises(InvalidInput, match="give the plan, or --precision"):
+        draft(load(f"{MODELS}:mlp"), "raspberrypi5", options(plan=plan, precision="fp16"))
+
+
+def test_a_limit_on_lost_labels_needs_labels() -> None:
+    with pytest.raises(InvalidInput, match="--max-drop counts top-1 answers"):
+        draft(load(f"{MODELS}:mlp"), "raspberrypi5", options(max_drop=1.0))
+
+
+def test_a_fixed_batch_above_one_is_calibrated_too(tmp_path: Path, pixels_npz: Path) -> None:
+    module = load(f"{MODELS}:small_conv").module
+    given = options(precision="int8", calibration=str(pixels_npz))
+    bundle = export(load(module, torch.rand(4, 3, 32, 32)), "raspberrypi5", tmp_path / "out", given)
+    assert bundle.manifest.inputs[0].shape[0] == 4
+
+
+def test_a_folder_that_only_looks_like_ours_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "out.partial").mkdir()
+    (tmp_path / "out.partial" / "data").write_text("precious")
+    export(f"{MODELS}:mlp", "raspberrypi5", tmp_path / "out", QUICK)
+    assert (tmp_path / "out.partial" / "data").read_text() == "precious"
+
+
+@pytest.mark.parametrize("make", [lambda p: p.write_text("x"), lambda p: p.symlink_to(p.parent / "elsewhere")])
+def test_a_file_or_link_is_never_replaced(make: Callable[[Path], object], tmp_path: Path) -> None:
+    make(tmp_path / "out")
+    with pytest.raises(OutputExists, match="never replaced"):
+        export(f"{MODELS}:mlp", "raspberrypi5", tmp_path / "out", options(force=True))
+
+
+def test_a_factory_may_bring_preprocessing_and_labels(tmp_path: Path) -> None:
+    (tmp_path / "net.py").write_text(
+        "import torch, edgekit\n"
+        "from edgekit.processing import ClassLabels, ImagePreprocess\n"
+        "def net():\n"
+        "    model = torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten())\n"
+        "    return edgekit.Loaded(module=model.eval(), example=torch.rand(1, 3, 8, 8),\n"
+        "        preprocess=ImagePreprocess(input='input', height=8, width=8),\n"
+        "        postprocess=ClassLabels(output='output', top=1), assets={'labels.txt': b'red\\ngreen\\nblue'})\n"
+    )
+    bundle = export(f"{tmp_path / 'net.py'}:net", "raspberrypi5", tmp_path / "out", QUICK)
+    red = np.zeros((16, 16, 3), np.uint8)
+    red[..., 0] = 255
+    with open_session(bundle) as session:
+        assert answer(bundle, session.run(prepare(bundle, red)))["labels"][0]["label"] == "red"
 
 
 def test_a_full_disk_leaves_nothing(tmp_path: Path) -> None:

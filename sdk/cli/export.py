@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -117,7 +118,10 @@ def plan(
         loaded = load(model, inputs=input or (), dynamic=dynamic or (), trust_remote_code=trust_remote_code)
         drafted = draft(loaded, device, options, step)
     if output is not None:
-        output.write_text(drafted.plan.to_json(), encoding="utf-8")
+        try:
+            output.write_text(drafted.plan.to_json(), encoding="utf-8")
+        except OSError as error:
+            raise InvalidInput(f"cannot write the plan '{output}': {error.strerror}") from error
     _show_draft(drafted, json)
     return 0
 
@@ -165,4 +169,5 @@ def _show_draft(drafted: Draft, json: bool) -> None:
 
 
 def _next(bundle: Path, takes_input: bool) -> str:
-    return f"edgekit run {bundle} --input FILE_OR_TEXT" if takes_input else f"edgekit profile {bundle}"
+    folder = shlex.quote(str(bundle))
+    return f"edgekit run {folder} --input FILE_OR_TEXT" if takes_input else f"edgekit profile {folder}"

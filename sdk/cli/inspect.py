@@ -32,20 +32,15 @@ def verify(
     json: given.Json = False,
 ) -> int:
     """Check every file of a bundle, run its golden samples here, and compare with PyTorch's answers. Needs no torch."""
-    import msgspec
-
     from edgekit.bundle import Bundle
-    from edgekit.parity import TOLERANCES
+    from edgekit.parity import TOLERANCES, with_gates
     from edgekit.report import parity_text
     from edgekit.verification import verify as verify_bundle
 
     found = Bundle.open(bundle)
     stored = found.manifest.parity
     tolerance = stored.tolerance if stored else TOLERANCES[found.manifest.precision.name]
-    if min_cosine is not None:
-        tolerance = msgspec.structs.replace(tolerance, cosine_min=min_cosine)
-    if min_sqnr_db is not None:
-        tolerance = msgspec.structs.replace(tolerance, sqnr_db_min=min_sqnr_db)
+    tolerance = with_gates(tolerance, min_cosine, min_sqnr_db)
     parity = verify_bundle(found, tolerance=tolerance, threads=threads)
     if json:
         show_json(parity)

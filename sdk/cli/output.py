@@ -74,12 +74,13 @@ def progress(quiet: bool) -> Iterator[Callable[[str], None]]:
             print(f"[{time.monotonic() - start:6.1f} s] {text}", file=sys.stderr, flush=True)
 
     status = console.status("start")
-    before = signal.signal(signal.SIGINT, interrupt)
+    before = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         with status if console.is_terminal and not quiet else contextlib.nullcontext():
             yield step
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _console() -> Console:

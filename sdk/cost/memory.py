@@ -27,9 +27,8 @@ class Forecast(Value, frozen=True, kw_only=True):
         return self.weight_bytes + self.peak_activation_bytes
 
 
-def forecast(compressed: CompressedModel, program: ExportedProgram) -> Forecast:
-    """What exporting and running `compressed` will take."""
-    weights = compressed.model.weight_bytes
+def forecast(compressed: CompressedModel, program: ExportedProgram, weights: int) -> Forecast:
+    """What exporting and running `compressed` will take; `weights` are the bytes before any pass."""
     saved = sum(change.bytes_before - change.bytes_after for change in compressed.changes)
     activations = peak_activation_bytes(program)
     scheme = compressed.quantization

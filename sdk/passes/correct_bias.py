@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from dataclasses import replace
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -34,6 +35,8 @@ class CorrectBias(Pass, frozen=True, kw_only=True, tag="correct_bias"):
 
     Source: Nagel et al., Data-Free Quantization (arXiv 1906.04721), section 4.2 and appendix D, equation 23.
     """
+
+    needs_samples: ClassVar[bool] = True
 
     samples: int = 16  # in one batch; more change little (16 and 144 gave 25.3 and 25.4 dB)
 

@@ -29,7 +29,7 @@ class Float16(Pass, frozen=True, kw_only=True, tag="float16"):
             reason = self.reject(spec, context.device)
             after = "float16"
             if reason is None and tensor.numel() and float(tensor.abs().max()) > LARGEST:
-                after = "float16, values beyond 65504 become Inf"
+                after = "float16, values beyond 65504 clamped to it"
             changes.append(record(self, spec, tensor, reason, after, tensor.numel() * 2))
         cast = Quantization(scheme="cast", weight_dtype="float16", activation_dtype="float16")
         return replace(model, changes=(*model.changes, *changes), quantization=cast)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import replace
 
 from torch import nn
@@ -22,7 +23,11 @@ class FoldBatchNorm(Pass, frozen=True, kw_only=True, tag="fold_batch_norm"):
 
     def apply(self, model: CompressedModel, context: PassContext) -> CompressedModel:
         """Fold in a copy; each BatchNorm becomes an identity."""
+        calls = Counter(module_path(node) for node in context.program.graph.nodes if _is_foldable(node))
         pairs = [pair for node in context.program.graph.nodes if (pair := _pair(node, model.model.module))]
+        pairs = [
+            pair for pair in pairs if calls[pair[0]] == calls[pair[1]] == 1
+        ]  # a layer called twice keeps its norms
         if not pairs:
             return model
 
@@ -41,8 +46,15 @@ class FoldBatchNorm(Pass, frozen=True, kw_only=True, tag="fold_batch_norm"):
         return replace(folded, changes=(*model.changes, *changes), output_of={**model.output_of, **dict(pairs)})
 
 
+def _is_foldable(node: Node) -> bool:
+    return node.op == "call_function" and ("batch_norm" in str(node.target) or str(node.target).startswith("aten.conv"))
+
+
 def _pair(node: Node, module: nn.Module) -> tuple[str, str] | None:
-    """(convolution, BatchNorm) paths if `node` normalises a convolution that nothing else reads."""
+    """(convolution, BatchNorm) paths if `node` normalises a convolution that nothing else reads.
+
+    A norm of a class of its own may do more than normalise, and a weight that is computed is not the stored one.
+    """
     if node.op != "call_function" or "batch_norm" not in str(node.target):
         return None
     if not isinstance(before := node.args[0], Node):
@@ -51,10 +63,10 @@ def _pair(node: Node, module: nn.Module) -> tuple[str, str] | None:
         return None
     paths = module_path(before), module_path(node)
     convolution, norm = (module.get_submodule(path) for path in paths)
-    is_pair = isinstance(convolution, nn.Conv1d | nn.Conv2d | nn.Conv3d) and isinstance(
-        norm, nn.modules.batchnorm._BatchNorm
-    )
-    return paths if is_pair and norm.running_mean is not None else None
+    if type(norm) not in (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d) or norm.running_mean is None:
+        return None
+    stored = isinstance(weight := before.args[1], Node) and weight.op == "placeholder"
+    return paths if isinstance(convolution, nn.Conv1d | nn.Conv2d | nn.Conv3d) and stored else None
 
 
 PASS = FoldBatchNorm

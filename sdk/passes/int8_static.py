@@ -41,6 +41,7 @@ class Int8Static(Pass, frozen=True, kw_only=True, tag="int8_static"):
     """
 
     decides: ClassVar[Precision | None] = "int8"
+    needs_samples: ClassVar[bool] = True
     activation_dtype: Literal["uint8", "int8"] = "uint8"
     per_channel: bool = True
     keep_float: tuple[str, ...] = ()  # module paths

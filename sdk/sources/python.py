@@ -1,7 +1,7 @@
 """`file.py:factory` or `package.module:factory`: your own code.
 
 The factory takes no arguments and returns a module, or `(module, example_inputs)` with a tensor, a tuple of tensors or
-a dict of them.
+a dict of them, or an `edgekit.Loaded`, which carries preprocessing and labels too.
 """
 
 from __future__ import annotations
@@ -37,6 +37,8 @@ def _load(ref: str, place: str, factory_name: str) -> Loaded:
         made = factory()
     except (Exception, SystemExit) as error:  # user code may raise anything
         raise UnsupportedModel(f"factory '{ref}' raised {type(error).__name__}: {error}") from error
+    if isinstance(made, Loaded):
+        return made
     module, example = made if isinstance(made, tuple) and len(made) == 2 else (made, None)
     if not isinstance(module, nn.Module):
         raise UnsupportedModel(
