@@ -229,7 +229,7 @@ def readme_table(results: dict[str, Any]) -> str:
 
 def with_table(text: str, table: str) -> str:
     """README with the table between its markers."""
-    return re.sub(r"(<!-- bench -->\n).*?(\n<!-- /bench -->)", lambda m: m[1] + table + m[2], text, flags=re.DOTALL)
+    return re.sub(r"(<!-- bench -->\n).*?(<!-- /bench -->)", lambda m: f"{m[1]}{table}\n{m[2]}", text, flags=re.DOTALL)
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ def test_the_table_of_figures_is_made_from_the_result_file() -> None:
     bench = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(bench)
     results = json.loads(bench.RESULTS.read_text(encoding="utf-8"))
-    assert bench.with_table(text("README.md"), bench.readme_table(results)) == text("README.md")
+    assert bench.readme_table(results) in text("README.md")
 
 
 def test_every_command_in_readme_exists_and_every_verb_is_in_readme() -> None:
