@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import ClassVar, Literal
 
+import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
@@ -117,6 +118,19 @@ def weight_layers(module: nn.Module) -> Iterator[tuple[str, WeightLayer]]:
     for path, layer in module.named_modules():
         if isinstance(layer, WeightLayer):
             yield path, layer
+
+
+def run_hooked(
+    module: nn.Module, hooks: Mapping[str, Callable[..., Tensor | None]], feeds: Mapping[str, Tensor]
+) -> None:
+    """Run the module once with a forward hook on each named layer; the hooks come off whatever happens."""
+    handles = [module.get_submodule(path).register_forward_hook(hook) for path, hook in hooks.items()]
+    try:
+        with torch.no_grad():
+            module(**feeds)
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def record(step: Pass, tensor: TensorSpec, stored: Tensor, reason: str | None, after: str, bytes_after: int) -> Change:

@@ -13,7 +13,7 @@ from typing import TypeVar
 import numpy as np
 
 from edgekit.errors import InvalidInput, unknown_name
-from edgekit.processing import Array, Arrays, Assets, ImagePreprocess, Preprocess, TextPreprocess, open_image
+from edgekit.processing import Array, Arrays, Assets, ImagePreprocess, Preprocess, TextPreprocess, open_image, read_npz
 from edgekit.types import TensorSpec
 
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
@@ -139,13 +139,7 @@ def _image_folder(path: Path, preprocess: Preprocess | None, assets: Assets) -> 
 
 
 def _npz(path: Path, inputs: tuple[TensorSpec, ...]) -> Dataset:
-    try:
-        with np.load(path, allow_pickle=False) as stored:
-            arrays = {name: stored[name] for name in stored.files}
-    except FileNotFoundError as error:
-        raise InvalidInput(f"no file '{path}'") from error
-    except Exception as error:  # zipfile, zlib and numpy raise a dozen types for damaged archives
-        raise InvalidInput(f"'{path}' is not an .npz of plain arrays: {error}") from error
+    arrays = read_npz(path)
     wanted = [spec.name for spec in inputs]
     if sorted(arrays) != sorted(wanted):
         raise InvalidInput(f"'{path}' holds {', '.join(arrays) or 'nothing'}; it must hold {', '.join(wanted)}")

@@ -10,7 +10,7 @@ import numpy as np
 from edgekit import registry
 from edgekit.bundle import Bundle
 from edgekit.errors import InvalidInput
-from edgekit.processing import Array, Arrays, ImagePreprocess, check_arrays
+from edgekit.processing import Array, Arrays, ImagePreprocess, check_arrays, read_npz
 from edgekit.session import Session
 from edgekit.types import TensorSpec
 
@@ -34,7 +34,7 @@ def prepare(bundle: Bundle, source: str | Path | Array) -> Arrays:
     """Model inputs from a photograph, a text, or an .npz with one array per input."""
     specs, preprocess = bundle.manifest.inputs, bundle.manifest.preprocess
     if isinstance(source, str | Path) and str(source).endswith(".npz"):
-        arrays = _npz(Path(source))
+        arrays = read_npz(Path(source))
         check_arrays(arrays, specs)
         return arrays
     if preprocess is None:
@@ -77,13 +77,3 @@ def sample_feeds(bundle: Bundle) -> Arrays:
 def _smallest(bundle: Bundle, spec: TensorSpec) -> list[int]:
     least = {dim.axis_name: dim.minimum for dim in bundle.manifest.dynamic}
     return [least[size] if isinstance(size, str) else size for size in spec.shape]
-
-
-def _npz(path: Path) -> Arrays:
-    try:
-        with np.load(path, allow_pickle=False) as stored:
-            return {name: stored[name] for name in stored.files}
-    except FileNotFoundError as error:
-        raise InvalidInput(f"no file '{path}'") from error
-    except Exception as error:  # zipfile, zlib and numpy raise a dozen types for damaged archives
-        raise InvalidInput(f"'{path}' is not an .npz of plain arrays: {error}") from error

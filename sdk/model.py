@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from edgekit.errors import InvalidInput, UnsupportedModel
-from edgekit.processing import Arrays, Assets, ClassLabels, ImagePreprocess, Postprocess, Preprocess
+from edgekit.processing import Arrays, Assets, ImagePreprocess, Postprocess, Preprocess, logits_output
 from edgekit.types import DTYPES, DType, DynamicDim, ModelSource, TensorSpec
 
 Example = Tensor | Sequence[Tensor] | Mapping[str, Tensor]
@@ -80,7 +80,7 @@ class Model:
     @property
     def logits(self) -> str | None:
         """The output whose argmax is the answer, where the model is a classifier."""
-        return self.postprocess.output if isinstance(self.postprocess, ClassLabels) else None
+        return logits_output(self.postprocess)
 
     def __call__(self, arrays: Arrays) -> Arrays:
         """Run PyTorch on named arrays."""

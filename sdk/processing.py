@@ -173,6 +173,22 @@ def open_image(source: str | Path | bytes | Array) -> Image:
         raise InvalidInput(f"{shown} is not a readable image: {error}") from error
 
 
+def read_npz(path: Path) -> Arrays:
+    """All arrays of an .npz; never unpickles. Raises `InvalidInput` for a missing or damaged file."""
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            return {name: stored[name] for name in stored.files}
+    except FileNotFoundError as error:
+        raise InvalidInput(f"no file '{path}'") from error
+    except Exception as error:  # zipfile, zlib and numpy raise a dozen types for damaged archives
+        raise InvalidInput(f"'{path}' is not an .npz of plain arrays: {error}") from error
+
+
+def logits_output(postprocess: Postprocess | None) -> str | None:
+    """The output whose argmax is the answer, where a model is a classifier."""
+    return postprocess.output if isinstance(postprocess, ClassLabels) else None
+
+
 def check_arrays(
     arrays: Mapping[str, Array], specs: tuple[TensorSpec, ...], dynamic: tuple[DynamicDim, ...] = ()
 ) -> None:

@@ -9,10 +9,9 @@ from pathlib import Path
 import numpy as np
 
 from edgekit.bundle import Bundle
-from edgekit.errors import BundleCorrupt
 from edgekit.inference import open_session
 from edgekit.parity import TOLERANCES, Parity, Tolerance, compare
-from edgekit.processing import Array, Arrays, ClassLabels
+from edgekit.processing import Array, Arrays, logits_output
 from edgekit.types import DynamicDim, TensorSpec
 
 SEED = 0
@@ -29,15 +28,12 @@ class References:
 def verify(bundle: Bundle | str | Path, *, tolerance: Tolerance | None = None, threads: int = 1) -> Parity:
     """Check a bundle's files, then run its golden samples and compare with PyTorch's stored outputs. Needs no torch."""
     found = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
-    golden = found.golden()
-    if not golden:
-        raise BundleCorrupt(f"'{found.path}' has no golden samples: export it again")
-    return judge(found, References(tuple(golden), ()), tolerance or _tolerance(found), threads=threads)
+    references = References(tuple(found.golden()), ())
+    return judge(found, references, tolerance or stored_tolerance(found), threads=threads)
 
 
 def judge(bundle: Bundle, references: References, tolerance: Tolerance, *, threads: int = 1) -> Parity:
     """Run all reference inputs and compare."""
-    post = bundle.manifest.postprocess
     with open_session(bundle, threads=threads) as session:
         actual = [session.run(feeds) for feeds, _ in references.real]
         synthetic = [(expected, session.run(feeds)) for feeds, expected in references.synthetic]
@@ -46,7 +42,7 @@ def judge(bundle: Bundle, references: References, tolerance: Tolerance, *, threa
         actual,
         tolerance,
         synthetic=synthetic,
-        logits=post.output if isinstance(post, ClassLabels) else None,
+        logits=logits_output(bundle.manifest.postprocess),
     )
 
 
@@ -118,6 +114,7 @@ def _resized(array: Array, spec: TensorSpec, dim: DynamicDim, size: int) -> Arra
     return array
 
 
-def _tolerance(bundle: Bundle) -> Tolerance:
+def stored_tolerance(bundle: Bundle) -> Tolerance:
+    """The gate a bundle was exported with, or that of its precision."""
     parity = bundle.manifest.parity
     return parity.tolerance if parity else TOLERANCES[bundle.manifest.precision.name]

@@ -33,14 +33,13 @@ def verify(
 ) -> int:
     """Check every file of a bundle, run its golden samples here, and compare with PyTorch's answers. Needs no torch."""
     from edgekit.bundle import Bundle
-    from edgekit.parity import TOLERANCES, with_gates
+    from edgekit.parity import with_gates
     from edgekit.report import parity_text
+    from edgekit.verification import stored_tolerance
     from edgekit.verification import verify as verify_bundle
 
     found = Bundle.open(bundle)
-    stored = found.manifest.parity
-    tolerance = stored.tolerance if stored else TOLERANCES[found.manifest.precision.name]
-    tolerance = with_gates(tolerance, min_cosine, min_sqnr_db)
+    tolerance = with_gates(stored_tolerance(found), min_cosine, min_sqnr_db)
     parity = verify_bundle(found, tolerance=tolerance, threads=threads)
     if json:
         show_json(parity)

@@ -16,6 +16,7 @@ from edgekit.compression import (
     PassContext,
     need_calibration,
     record,
+    run_hooked,
     tensor_spec,
     weight_layers,
     with_module,
@@ -23,8 +24,7 @@ from edgekit.compression import (
 from edgekit.dataset import Dataset
 from edgekit.errors import InvalidInput
 from edgekit.passes.int8_static import round_weight
-from edgekit.profile import DeviceProfile
-from edgekit.types import Change, TensorSpec
+from edgekit.types import Change
 
 
 class CorrectBias(Pass, frozen=True, kw_only=True, tag="correct_bias"):
@@ -39,10 +39,6 @@ class CorrectBias(Pass, frozen=True, kw_only=True, tag="correct_bias"):
     needs_samples: ClassVar[bool] = True
 
     samples: int = 16  # in one batch; more change little (16 and 144 gave 25.3 and 25.4 dB)
-
-    def reject(self, tensor: TensorSpec, device: DeviceProfile) -> str | None:
-        """Only biases are shifted."""
-        return None if tensor.name.rpartition(".")[2] == "bias" else "not a bias"
 
     def apply(self, model: CompressedModel, context: PassContext) -> CompressedModel:
         """Find the shifts in one pass of the float model and one of the rounded model, and add them to a copy."""
@@ -89,7 +85,7 @@ def _channel_means(module: nn.Module, layers: list[str], batch: dict[str, Tensor
     def note(path: str, layer: nn.Module) -> Callable[..., None]:
         return lambda m, inputs, output: found.setdefault(path, []).append(_mean(output, layer))
 
-    _run_hooked(module, {path: note(path, module.get_submodule(path)) for path in layers}, batch)
+    run_hooked(module, {path: note(path, module.get_submodule(path)) for path in layers}, batch)
     return {path: means[0] for path, means in found.items() if len(means) == 1}
 
 
@@ -110,18 +106,8 @@ def _shifts(
     for path, layer in weight_layers(rounded):
         if path in means:
             layer.weight.data = round_weight(layer, per_channel)
-    _run_hooked(rounded, {path: correct(path, rounded.get_submodule(path)) for path in means}, batch)
+    run_hooked(rounded, {path: correct(path, rounded.get_submodule(path)) for path in means}, batch)
     return shifts
-
-
-def _run_hooked(module: nn.Module, hooks: dict[str, Callable[..., Tensor | None]], batch: dict[str, Tensor]) -> None:
-    handles = [module.get_submodule(path).register_forward_hook(hook) for path, hook in hooks.items()]
-    try:
-        with torch.no_grad():
-            module(**batch)
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _axis(layer: nn.Module, output: Tensor) -> int:

@@ -17,6 +17,7 @@ from edgekit.compression import (
     WeightLayer,
     need_calibration,
     record,
+    run_hooked,
     tensor_spec,
     weight_layers,
 )
@@ -83,12 +84,9 @@ def _dead_observers(module: nn.Module, data: Dataset) -> list[str]:
             (float(output.min()), float(output.max()))
         )
 
-    handles = [layer.register_forward_hook(observe(path)) for path, layer in weight_layers(module)]
-    with torch.no_grad():
-        for sample in data.samples[:OBSERVED]:
-            module(**{name: torch.from_numpy(array) for name, array in sample.items()})
-    for handle in handles:
-        handle.remove()
+    hooks = {path: observe(path) for path, _ in weight_layers(module)}
+    for sample in data.samples[:OBSERVED]:
+        run_hooked(module, hooks, {name: torch.from_numpy(array) for name, array in sample.items()})
     dead += [path for path, ends in seen.items() if len(ends) == 1]
     return [
         f"'{name}' never changes over the calibration samples: its range means nothing, give others" for name in dead
