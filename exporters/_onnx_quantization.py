@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from edgekit.compression import CompressedModel, Progress, Quantization
+from edgekit.compression import Progress, Quantization
 from edgekit.errors import UnsupportedModel
 from edgekit.exporters._onnx_file import module_of, save, toolchain
+from edgekit.exporting import ExportJob
 from edgekit.processing import Arrays
 from edgekit.quiet import quiet
 from edgekit.types import DType
@@ -24,9 +25,9 @@ STATIC_OPS = ("Conv", "ConvTranspose", "MatMul", "Gemm", "Add", "Mul", "AverageP
 DYNAMIC_OPS = ("MatMul", "Gather", "LSTM")
 
 
-def quantize(model: CompressedModel, source: Path, out: Path, large: bool, progress: Progress) -> None:
+def quantize(job: ExportJob, source: Path, out: Path, large: bool, progress: Progress) -> None:
     """Write `source` to `out` with the numbers that were decided."""
-    scheme = model.quantization
+    scheme = job.quantization
     if scheme is None:
         save(toolchain().load(source), out, large)
     elif scheme.scheme == "cast":
@@ -38,7 +39,7 @@ def quantize(model: CompressedModel, source: Path, out: Path, large: bool, progr
     elif scheme.scheme == "dynamic":
         _quantize_dynamic(scheme, source, out, large, progress)
     else:
-        _quantize_static(model, scheme, source, out, large, progress)
+        _quantize_static(job, scheme, source, out, large, progress)
 
 
 def _quantize_dynamic(scheme: Quantization, source: Path, out: Path, large: bool, progress: Progress) -> None:
@@ -61,20 +62,20 @@ def _quantize_dynamic(scheme: Quantization, source: Path, out: Path, large: bool
 
 
 def _quantize_static(
-    model: CompressedModel, scheme: Quantization, source: Path, out: Path, large: bool, progress: Progress
+    job: ExportJob, scheme: Quantization, source: Path, out: Path, large: bool, progress: Progress
 ) -> None:
     from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
 
-    if model.calibration is None:
+    if not job.calibration:
         raise UnsupportedModel("static quantisation without calibration samples")
     kept = _float_nodes(toolchain().load(source, load_external_data=False), scheme.keep_float)
-    progress(f"calibrate on {len(model.calibration.samples)} samples")
+    progress(f"calibrate on {len(job.calibration)} samples")
     types = {"uint8": QuantType.QUInt8, "int8": QuantType.QInt8}
     with quiet():
         quantize_static(
             source,
             out,
-            _Reader(model.calibration.samples),
+            _Reader(job.calibration),
             quant_format=QuantFormat.QDQ,
             op_types_to_quantize=list(STATIC_OPS),
             per_channel=scheme.per_channel,
@@ -82,7 +83,7 @@ def _quantize_static(
             activation_type=types[scheme.activation_dtype],
             nodes_to_exclude=kept,
             calibrate_method=CalibrationMethod.MinMax,
-            extra_options={"TensorQuantOverrides": input_ranges(model.calibration.samples, scheme.activation_dtype)},
+            extra_options={"TensorQuantOverrides": input_ranges(job.calibration, scheme.activation_dtype)},
             use_external_data_format=large,
         )
     proto = toolchain().load(out)

@@ -15,22 +15,21 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from edgekit.bundle import WeightPrecision
-from edgekit.compression import CompressedModel, Progress
+from edgekit.compression import Progress
 from edgekit.errors import UnsupportedModel
 from edgekit.exporters._onnx_file import DATA, FILE, module_of, rename_ends, tag_modules, toolchain
 from edgekit.exporters._onnx_quantization import quantize
-from edgekit.exporting import Exported, Refusal
-from edgekit.profile import DeviceProfile
+from edgekit.exporting import Exported, ExportJob, Refusal
 from edgekit.quiet import quiet
 from edgekit.types import DType, Precision, TensorSpec, Value
 
 if TYPE_CHECKING:
     import onnx
-    from torch.export import ExportedProgram
 
 RUNTIME = "onnxruntime"
 RUNTIME_VERSION_RANGE = "onnxruntime>=1.20"
 DISTRIBUTIONS = ("torch", "onnx", "onnxscript", "onnxruntime")
+PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "int8", "int8-dynamic")
 WEIGHT_OPS = {"Conv", "ConvTranspose", "MatMul", "Gemm", "Gather", "LSTM", "GRU"}
 INTEGER_OPS = {"MatMulInteger", "ConvInteger", "DynamicQuantizeLSTM", "QLinearConv", "QLinearMatMul"}
 
@@ -42,35 +41,30 @@ class Options(Value, frozen=True, kw_only=True):
     external_data_bytes: int = 1 << 30  # protobuf ends at 2 GiB; larger weights go into model.onnx.data
 
 
-def reject(model: CompressedModel, device: DeviceProfile) -> list[Refusal]:
+def reject(job: ExportJob) -> list[Refusal]:
     """ONNX takes every dtype and shape a `Model` can have."""
     return []
 
 
-def export(
-    model: CompressedModel,
-    program: ExportedProgram,
-    precision: Precision,
-    out: Path,
-    options: Options,
-    progress: Progress,
-) -> Exported:
+def export(job: ExportJob, out: Path, options: Options, progress: Progress) -> Exported:
     """Convert, tag nodes with their modules, quantise as decided, and read back what the file holds."""
     onnx = toolchain()
     progress("convert to ONNX")
-    proto = _convert(model, program, options)
+    proto = _convert(job, options)
     tag_modules(proto)
     with tempfile.TemporaryDirectory(dir=out) as scratch:
         source = Path(scratch) / FILE
         large = sum(len(tensor.raw_data) for tensor in proto.graph.initializer) > options.external_data_bytes
         onnx.save(proto, source, save_as_external_data=large, location=DATA)
         del proto
-        quantize(model, source, out / FILE, large, progress)
+        quantize(job, source, out / FILE, large, progress)
+        kept = (_keep(source, out),) if job.keep_intermediates else ()
     external = (DATA,) if (out / DATA).exists() else ()
-    return Exported(FILE, external, read_precision(out / FILE, precision))
+    precision = read_precision(out / FILE, job.precision)
+    return Exported(path=FILE, external_data=external, precision=precision, intermediates=kept)
 
 
-def expose(artifact: Path, out: Path) -> Mapping[str, TensorSpec]:
+def expose(job: ExportJob, artifact: Path, out: Path, options: Options) -> Mapping[str, TensorSpec]:
     """Add the output of every module as a graph output of a copy; the last node of a module writes its output."""
     onnx = toolchain()
     proto = onnx.load(artifact)
@@ -90,6 +84,14 @@ def expose(artifact: Path, out: Path) -> Mapping[str, TensorSpec]:
         exposed[module] = TensorSpec(name=value, dtype=dtype, shape=_dims(info))
     onnx.save(proto, out, save_as_external_data=(artifact.parent / DATA).exists(), location=DATA)
     return exposed
+
+
+def _keep(source: Path, out: Path) -> str:
+    """The float graph before quantisation, as one more file of the bundle."""
+    kept = "intermediates/float.onnx"
+    (out / kept).parent.mkdir()
+    toolchain().save(toolchain().load(source), out / kept)
+    return kept
 
 
 def read_precision(path: Path, asked: Precision) -> WeightPrecision:
@@ -117,13 +119,13 @@ def read_precision(path: Path, asked: Precision) -> WeightPrecision:
     return WeightPrecision(name=asked, weight_bytes=dict(sizes), quantized_ops=quantized, float_ops=floating)
 
 
-def _convert(model: CompressedModel, program: ExportedProgram, options: Options) -> onnx.ModelProto:
+def _convert(job: ExportJob, options: Options) -> onnx.ModelProto:
     import torch
 
     try:
         with quiet():
             converted = torch.onnx.export(
-                program,
+                job.program,
                 dynamo=True,
                 external_data=False,
                 opset_version=options.opset,
@@ -132,12 +134,12 @@ def _convert(model: CompressedModel, program: ExportedProgram, options: Options)
     except Exception as error:  # torch.onnx wraps its reasons in several types
         reason = str(error.__cause__ or error).strip().splitlines()
         raise UnsupportedModel(
-            f"torch.onnx cannot convert '{model.model.name}': {reason[0] if reason else type(error).__name__}"
+            f"torch.onnx cannot convert '{job.name}': {reason[0] if reason else type(error).__name__}"
         ) from error
     if converted is None:
-        raise UnsupportedModel(f"torch.onnx returned nothing for '{model.model.name}'")
+        raise UnsupportedModel(f"torch.onnx returned nothing for '{job.name}'")
     proto: onnx.ModelProto = converted.model_proto
-    rename_ends(proto, [spec.name for spec in model.model.inputs], [spec.name for spec in model.model.outputs])
+    rename_ends(proto, [spec.name for spec in job.inputs], [spec.name for spec in job.outputs])
     return proto
 
 

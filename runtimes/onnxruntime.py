@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from edgekit.bundle import Bundle, Delegation
+from edgekit.bundle import Bundle, Delegation, Fallback
 from edgekit.errors import BundleCorrupt, ToolchainMissing
 from edgekit.processing import Arrays
 from edgekit.session import CallLog, SessionStats, closed_run, counted_run
@@ -17,6 +17,9 @@ from edgekit.types import TensorSpec
 
 FORMAT = "onnx"
 DISTRIBUTION = "onnxruntime"
+UNIT = "cpu"  # the execution provider that edgekit opens sessions with
+LAYOUT_OPS = {"Transpose", "ReorderInput", "ReorderOutput"}
+FLOAT_OPS = {"Conv", "FusedConv", "ConvTranspose", "MatMul", "FusedMatMul", "Gemm", "FusedGemm", "LSTM", "GRU"}
 
 
 class OnnxSession:
@@ -56,7 +59,7 @@ def open_session(bundle: Bundle, *, threads: int = 1) -> OnnxSession:
 
 
 def delegation(bundle: Bundle, feeds: Arrays) -> Delegation:
-    """Run once with onnxruntime's profiler and count the kernels each execution provider ran."""
+    """Run once with onnxruntime's profiler: the kernels of each execution provider, and the time of layout copies."""
     with tempfile.TemporaryDirectory() as folder:
         options = _options(1)
         options.enable_profiling = True
@@ -64,12 +67,31 @@ def delegation(bundle: Bundle, feeds: Arrays) -> Delegation:
         session = _open(bundle, options)
         session.run(None, feeds)
         events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
+    kernels = [e for e in events if e.get("cat") == "Node" and e["name"].endswith("_kernel_time")]
     units: dict[str, Counter[str]] = {}
-    for event in events:
-        if event.get("cat") == "Node" and event["name"].endswith("_kernel_time"):
-            unit = event["args"]["provider"].removesuffix("ExecutionProvider").lower()
-            units.setdefault(unit, Counter())[event["args"]["op_name"]] += 1
-    return Delegation(units={unit: dict(ops.most_common()) for unit, ops in units.items()})
+    for event in kernels:
+        units.setdefault(_unit(event), Counter())[event["args"]["op_name"]] += 1
+    copies = [event for event in kernels if event["args"]["op_name"] in LAYOUT_OPS]
+    floating = [event["name"] for event in kernels if event["args"]["op_name"] in FLOAT_OPS]
+    return Delegation(
+        unit=UNIT,
+        units={unit: dict(ops.most_common()) for unit, ops in units.items()},
+        layout_copies=len(copies),
+        layout_copies_share=sum(e["dur"] for e in copies) / max(1, sum(e["dur"] for e in kernels)),
+        float_islands=tuple(name.removesuffix("_kernel_time") for name in floating)
+        if bundle.manifest.precision.quantized_ops
+        else (),
+        fallbacks=tuple(
+            Fallback(op=e["args"]["op_name"], where=e["name"], reason=f"{UNIT} has no kernel for it")
+            for e in kernels
+            if _unit(e) != UNIT
+        ),
+    )
+
+
+def _unit(event: dict[str, Any]) -> str:
+    provider: str = event["args"]["provider"]
+    return provider.removesuffix("ExecutionProvider").lower()
 
 
 def _options(threads: int) -> Any:

@@ -49,7 +49,7 @@ class Artifact(_FileRecord, frozen=True, kw_only=True):
 class Asset(_FileRecord, frozen=True, kw_only=True):
     """A file the artifact or its pre- and postprocessing needs."""
 
-    role: Literal["golden", "external_data", "processing"]
+    role: Literal["golden", "external_data", "processing", "intermediate"]
 
 
 class WeightPrecision(Value, frozen=True, kw_only=True):
@@ -76,13 +76,35 @@ class PlanRecord(Value, frozen=True, kw_only=True):
     format: str
     precision: Precision
     passes: tuple[dict[str, Any], ...]
+    options: dict[str, Any] = {}  # of the exporter
     reasons: tuple[str, ...] = ()
 
 
-class Delegation(Value, frozen=True, kw_only=True):
-    """Which unit or delegate ran how many ops of each type."""
+class Fallback(Value, frozen=True, kw_only=True):
+    """An op that did not run on the unit meant for it."""
 
-    units: dict[str, dict[str, int]]
+    op: str
+    where: str  # the path of its PyTorch module where known, else the artifact's own name for it
+    source: str | None = None  # "model.py:41"
+    reason: str
+
+
+class Delegation(Value, frozen=True, kw_only=True):
+    """Where every op of one inference ran."""
+
+    unit: str  # meant to run them all: "xnnpack", "cpu"
+    units: dict[str, dict[str, int]]  # unit -> op type -> ops
+    partitions: int = 1  # pieces that `unit` got; data crosses between units at their borders
+    layout_copies: int = 0  # ops that only move data: transposes and reorders
+    layout_copies_share: float | None = None  # of one call's time; None where the runtime does not say
+    float_islands: tuple[str, ...] = ()  # in a quantised model: ops that computed in float
+    fallbacks: tuple[Fallback, ...] = ()
+
+    @property
+    def delegated_share(self) -> float:
+        """Ops that ran on `unit`, of all; 1 for a graph without ops."""
+        counts = {unit: sum(ops.values()) for unit, ops in self.units.items()}
+        return counts.get(self.unit, 0) / sum(counts.values()) if any(counts.values()) else 1.0
 
 
 class Manifest(Value, frozen=True, kw_only=True):

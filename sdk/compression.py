@@ -34,13 +34,15 @@ class Quantization(Value, frozen=True, kw_only=True):
     """The numbers an exporter must give weights and activations.
 
     static: activations get fixed ranges from calibration samples. dynamic: their range is found at every call.
+    weight_only: weights are stored in fewer bits and computed with in float.
     cast: weights and activations are the same float type, inputs and outputs stay float32.
     """
 
-    scheme: Literal["static", "dynamic", "cast"]
-    weight_dtype: DType
-    activation_dtype: DType
+    scheme: Literal["static", "dynamic", "weight_only", "cast"]
+    weight_dtype: Literal["int4", "int8", "float16"]
+    activation_dtype: DType  # a runtime whose kernels take the other sign of 8 bits may use that
     per_channel: bool = True  # one weight scale per output channel
+    group_size: int | None = None  # weights per scale along the input axis, where finer than a channel
     keep_float: tuple[str, ...] = ()  # modules that stay float, by path
 
 

@@ -3,50 +3,57 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import msgspec
+import numpy as np
 import torch
 
 from edgekit.bundle import Bundle, record_file
-from edgekit.compression import CompressedModel
-from edgekit.exporting import Exporter
 from edgekit.inference import open_session
 from edgekit.model import Model
-from edgekit.parity import sqnr_db
-from edgekit.processing import Array, Arrays
-from edgekit.types import Value
+from edgekit.parity import ModuleError, sqnr_db
+from edgekit.processing import Array, Arrays, relaid
+from edgekit.types import TensorSpec
 
-
-class ModuleError(Value, frozen=True, kw_only=True):
-    """How far one module's output is off."""
-
-    module: str
-    sqnr_db: float
+Expose = Callable[[Path, Path], Mapping[str, TensorSpec]]  # (artifact, out) -> the module outputs that `out` returns
 
 
 def module_errors(
-    model: Model, compressed: CompressedModel, bundle: Bundle, exporter: Exporter, feeds: Arrays
+    model: Model, output_of: Mapping[str, str], bundle: Bundle, expose: Expose, feeds: Arrays
 ) -> list[ModuleError]:
     """SQNR of every module's output on one sample, in execution order, each run once and matched by shape.
 
-    The reference is the model before any pass; `compressed` knows for which of its modules each new one answers.
+    The reference is the model before any pass; `output_of` knows for which of its modules each new one answers.
+    `feeds` are in the model's own layout.
     """
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / bundle.artifact.path
-        found = exporter.expose(bundle.artifact_path, out)
-        exposed = {compressed.output_of.get(path, path): spec for path, spec in found.items()}
+        found = expose(bundle.artifact_path, out)
+        exposed = {output_of.get(path, path): spec for path, spec in found.items()}
         artifact = msgspec.structs.replace(bundle.artifact, **record_file(Path(folder), bundle.artifact.path))
         outputs = (*bundle.manifest.outputs, *exposed.values())
         manifest = msgspec.structs.replace(bundle.manifest, artifacts=(artifact,), outputs=outputs)
         with open_session(Bundle(Path(folder), manifest)) as session:
-            actual = session.run(feeds)
+            actual = session.run(relaid(feeds, model.inputs, bundle.manifest.inputs))
     expected = _module_outputs(model, feeds)
+    answers = {path: _channels_first(actual[spec.name], spec) for path, spec in exposed.items()}
     return [
-        ModuleError(module=path, sqnr_db=sqnr_db(expected[path], actual[exposed[path].name]))
+        ModuleError(module=path, sqnr_db=sqnr_db(expected[path], answers[path]))
         for path in expected
-        if path in exposed and expected[path].shape == actual[exposed[path].name].shape
+        if path in answers and expected[path].shape == answers[path].shape
     ]
+
+
+def worst(errors: list[ModuleError], count: int = 10) -> list[ModuleError]:
+    """The modules that are furthest off, the worst first."""
+    return sorted(errors, key=lambda error: error.sqnr_db)[:count]
+
+
+def _channels_first(array: Array, spec: TensorSpec) -> Array:
+    """An exposed tensor in PyTorch's layout."""
+    return np.moveaxis(array, -1, 1) if spec.layout == "NHWC" else array
 
 
 def first_divergent(errors: list[ModuleError], threshold_db: float) -> ModuleError | None:

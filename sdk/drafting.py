@@ -11,8 +11,9 @@ from edgekit.cost.memory import Forecast, forecast
 from edgekit.dataset import FEW_SAMPLES, Dataset, load_dataset
 from edgekit.errors import InvalidInput
 from edgekit.graph import capture
+from edgekit.host import available_memory_bytes
 from edgekit.model import Model
-from edgekit.planning import Plan, check_plan, plan, require_fit
+from edgekit.planning import Plan, check_plan, exporter_options, plan, require_fit
 from edgekit.profile import DeviceProfile, find_device
 from edgekit.verification import fit
 
@@ -30,6 +31,9 @@ class ExportOptions:
     sqnr_db_min: float | None = None
     max_memory_mb: float | None = None
     max_drop: float | None = None  # percentage points of top-1
+    min_delegated: float | None = None  # percent of the ops on the unit that is meant to run them
+    options: tuple[str, ...] = ()  # of the exporter: NAME=VALUE, or FORMAT.NAME=VALUE
+    keep_intermediates: bool = False
     force: bool = False
     measure: bool = True
 
@@ -59,10 +63,18 @@ def draft(
     progress("trace the model")
     program = capture(model)
     chosen = options.plan or plan(
-        program, profile, precision=options.precision, format=options.format, calibrated=calibration is not None
+        program,
+        profile,
+        precision=options.precision,
+        format=options.format,
+        calibrated=calibration is not None,
+        options=options.options,
     )
-    if options.plan and (options.precision, options.format) != ("auto", "auto"):
-        raise InvalidInput("a plan says precision and format already: give the plan, or --precision and --format")
+    if options.plan and (options.precision, options.format, options.options) != ("auto", "auto", ()):
+        raise InvalidInput(
+            "a plan says precision, format and options already: give the plan, or --precision, --format and --option"
+        )
+    exporter_options(chosen)
     if options.max_drop is not None and model.logits is None:
         raise InvalidInput("--max-drop counts top-1 answers, and this model has no class labels: use --min-sqnr-db")
     check_plan(chosen)
@@ -79,6 +91,12 @@ def draft(
         program = capture(compressed.model)
     predicted = forecast(compressed, program, model.weight_bytes)
     require_fit(predicted.run_bytes, profile, options.max_memory_mb)
+    free = available_memory_bytes()
+    if free is not None and predicted.export_peak_bytes > free:
+        warnings += (
+            f"exporting may take {predicted.export_peak_bytes / 1e9:.1f} GB of memory, and {free / 1e9:.1f} GB are "
+            "free: close other programs if it is killed",
+        )
     return Draft(
         compressed, program, chosen, profile, predicted, evaluation, (*model.warnings, *warnings, *compressed.warnings)
     )

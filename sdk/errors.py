@@ -3,6 +3,7 @@
     EdgekitError
     ├── GateMissed              1  the work was done and a promise was not kept
     │   ├── ParityFailed           the artifact answers differently from PyTorch
+    │   ├── DelegationMissed       too few ops run on the unit meant for them
     │   └── PlanInfeasible         a budget or the device cannot be met
     ├── InvalidInput            2  something given to edgekit cannot be used as it is
     │   ├── UnknownName            no such device, model, plugin
@@ -35,6 +36,10 @@ class GateMissed(EdgekitError):
 
 class ParityFailed(GateMissed):
     """The exported artifact does not answer like the PyTorch model."""
+
+
+class DelegationMissed(GateMissed):
+    """Too few ops of the artifact run on the unit that is meant to run them."""
 
 
 class PlanInfeasible(GateMissed):

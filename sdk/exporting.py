@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
-from edgekit.bundle import WeightPrecision
-from edgekit.compression import CompressedModel, Progress
-from edgekit.profile import DeviceProfile
+import numpy as np
+import torch
+from torch.export import ExportedProgram
+
+from edgekit.bundle import Delegation, WeightPrecision
+from edgekit.compression import CompressedModel, Progress, Quantization
+from edgekit.errors import UnsupportedModel
+from edgekit.processing import Arrays
 from edgekit.types import Precision, TensorSpec, Value
-
-if TYPE_CHECKING:
-    from torch.export import ExportedProgram
 
 
 class Refusal(Value, frozen=True, kw_only=True):
@@ -24,36 +26,99 @@ class Refusal(Value, frozen=True, kw_only=True):
     fix: str
 
 
-@dataclass(frozen=True)
-class Exported:
-    """What an exporter wrote into the folder it was given."""
+@dataclass(frozen=True, eq=False, kw_only=True)
+class ExportJob:
+    """All an exporter sees: a traced program and plain data, so that it can cross to a process of its own."""
 
-    path: str  # the model file, relative to the folder
-    external_data: tuple[str, ...]
-    precision: WeightPrecision
+    name: str  # of the model
+    program: ExportedProgram  # after all passes; float weights
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    precision: Precision
+    quantization: Quantization | None = None
+    calibration: tuple[Arrays, ...] = ()
+    keep_intermediates: bool = False
+
+    @classmethod
+    def of(
+        cls, made: CompressedModel, program: ExportedProgram, precision: Precision, keep_intermediates: bool = False
+    ) -> ExportJob:
+        """The job of a model after its passes; `program` is the trace of that model."""
+        return cls(
+            name=made.model.name,
+            program=program,
+            inputs=made.model.inputs,
+            outputs=made.model.outputs,
+            precision=precision,
+            quantization=made.quantization,
+            calibration=made.calibration.samples if made.calibration else (),
+            keep_intermediates=keep_intermediates,
+        )
+
+    def save(self, folder: Path) -> None:
+        """Write the job into an empty folder. Raises `UnsupportedModel` for a program torch cannot store."""
+        facts = _Facts(**{field: getattr(self, field) for field in _Facts.__struct_fields__})
+        (folder / "job.json").write_text(facts.to_json(), encoding="utf-8")
+        samples = {f"{i}.{name}": array for i, sample in enumerate(self.calibration) for name, array in sample.items()}
+        np.savez(folder / "calibration.npz", **samples)  # type: ignore[arg-type]
+        try:
+            torch.export.save(self.program, folder / "program.pt2")
+        except Exception as error:  # torch.export raises dozens of types
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise UnsupportedModel(f"torch.export cannot store the traced '{self.name}': {reason}") from error
+
+    @classmethod
+    def load(cls, folder: Path) -> ExportJob:
+        """The inverse of `save`, for folders that this very program wrote: reading a .pt2 can run code."""
+        facts = _Facts.from_json((folder / "job.json").read_bytes())
+        samples: dict[int, Arrays] = {}
+        with np.load(folder / "calibration.npz", allow_pickle=False) as stored:
+            for key in stored.files:
+                index, _, name = key.partition(".")
+                samples.setdefault(int(index), {})[name] = stored[key]
+        return cls(
+            program=torch.export.load(folder / "program.pt2"),
+            calibration=tuple(samples[index] for index in sorted(samples)),
+            **{field: getattr(facts, field) for field in _Facts.__struct_fields__},
+        )
+
+
+class _Facts(Value, frozen=True, kw_only=True):
+    """The part of a job that is JSON."""
+
+    name: str
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    precision: Precision
+    quantization: Quantization | None
+    keep_intermediates: bool
+
+
+class Exported(Value, frozen=True, kw_only=True):
+    """What an exporter wrote into the folder it was given. Paths are relative to that folder."""
+
+    path: str  # the model file
+    external_data: tuple[str, ...] = ()
+    precision: WeightPrecision  # read back from the file
+    inputs: tuple[TensorSpec, ...] | None = None  # where the file takes another layout than the model
+    delegation: Delegation | None = None  # where the format fixes it ahead of time; else the runtime finds out
+    intermediates: tuple[str, ...] = ()  # files that help debugging, written when `keep_intermediates` asks
 
 
 class Exporter(Protocol):
-    """What a module in `exporters/` offers. Its toolchain is imported inside `export` only."""
+    """What a module in `exporters/` offers. It runs in a process of its own and imports its toolchain in functions."""
 
     RUNTIME: str  # the runtime that verifies what it writes
     RUNTIME_VERSION_RANGE: str
     DISTRIBUTIONS: tuple[str, ...]  # packages whose versions the manifest records
+    PRECISIONS: tuple[Precision, ...]  # that it can realise
     Options: type[Value]
 
-    def reject(self, model: CompressedModel, device: DeviceProfile) -> list[Refusal]:
-        """What this format cannot express, before any work."""
+    def reject(self, job: ExportJob) -> list[Refusal]:
+        """What this format cannot express, before any work and without its toolchain."""
 
-    def export(
-        self,
-        model: CompressedModel,
-        program: ExportedProgram,
-        precision: Precision,
-        out: Path,
-        options: Value,
-        progress: Progress,
-    ) -> Exported:
+    def export(self, job: ExportJob, out: Path, options: Value, progress: Progress) -> Exported:
         """Write the model into `out`. Raises `UnsupportedModel`, `ToolchainMissing`."""
 
-    def expose(self, artifact: Path, out: Path) -> Mapping[str, TensorSpec]:
-        """Write a copy of the artifact at `out` that also returns module outputs: module path -> its tensor."""
+    def expose(self, job: ExportJob, artifact: Path, out: Path, options: Value) -> Mapping[str, TensorSpec]:
+        """Write a model like `artifact` at `out` that also returns module outputs: module path -> its tensor."""

@@ -39,6 +39,22 @@ def peak_rss_bytes() -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
+def rss_bytes(pid: int) -> int | None:
+    """Resident memory of a process, None where the kernel does not say or the process is gone."""
+    for line in (_read(Path(f"/proc/{pid}/status")) or "").splitlines():
+        if line.startswith("VmRSS:"):
+            return int(line.split()[1]) * 1024
+    return None
+
+
+def available_memory_bytes() -> int | None:
+    """Memory that can be taken without swapping, None where the kernel does not say."""
+    for line in (_read(Path("/proc/meminfo")) or "").splitlines():
+        if line.startswith("MemAvailable:"):
+            return int(line.split()[1]) * 1024
+    return None
+
+
 def _cpu_name() -> str | None:
     for line in (_read(Path("/proc/cpuinfo")) or "").splitlines():
         key, _, value = line.partition(":")

@@ -6,7 +6,7 @@ import contextlib
 import errno
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -14,7 +14,7 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-from edgekit import registry
+from edgekit import isolation, registry
 from edgekit.benchmark import measure
 from edgekit.bundle import (
     GOLDEN,
@@ -28,19 +28,22 @@ from edgekit.bundle import (
     record_file,
     write_golden,
 )
-from edgekit.compression import CompressedModel, Progress, silent
+from edgekit.compression import Progress, silent
 from edgekit.cost.memory import Forecast
 from edgekit.dataset import RANDOM_SAMPLES, random_samples
-from edgekit.divergence import first_divergent, module_errors
+from edgekit.divergence import first_divergent, module_errors, worst
 from edgekit.drafting import DEFAULTS, Draft, ExportOptions, draft
-from edgekit.errors import EdgekitError, InvalidInput, OutputExists, ParityFailed, UnsupportedModel
-from edgekit.exporting import Exported, Exporter
+from edgekit.errors import DelegationMissed, EdgekitError, InvalidInput, OutputExists, ParityFailed, UnsupportedModel
+from edgekit.exporting import Exported, Exporter, ExportJob
 from edgekit.inference import RUNTIMES
 from edgekit.model import Model
-from edgekit.parity import TOLERANCES, Parity, Tolerance, with_gates
-from edgekit.planning import EXPORTERS, Plan
+from edgekit.parity import TOLERANCES, ModuleError, Parity, Tolerance, with_gates
+from edgekit.planning import EXPORTERS, Plan, exporter_options
+from edgekit.processing import ImagePreprocess, Preprocess, relaid
 from edgekit.profile import DeviceProfile
+from edgekit.report import fallback_text
 from edgekit.source import load
+from edgekit.types import TensorSpec
 from edgekit.verification import References, judge, make_references
 
 GOLDEN_SAMPLES = 8  # kept in the bundle, so that it can be verified where PyTorch is not
@@ -74,43 +77,66 @@ def export(
 
 def _build(model: Model, made: Draft, partial: Path, options: ExportOptions, progress: Progress) -> None:
     exporter: Exporter = registry.load(EXPORTERS, made.plan.format)
-    if refused := exporter.reject(made.compressed, made.device):
+    job = ExportJob.of(made.compressed, made.program, made.plan.precision, options.keep_intermediates)
+    chosen = exporter_options(made.plan)
+    if refused := exporter.reject(job):
         raise UnsupportedModel("; ".join(f"{r.where}: {r.reason}: {r.fix}" for r in refused))
-    exported = exporter.export(
-        made.compressed, made.program, made.plan.precision, partial, exporter.Options(), progress
-    )
+    exported = isolation.export(made.plan.format, job, partial, chosen, progress)
     progress("ask PyTorch for reference outputs")
     samples = made.evaluation.samples if made.evaluation else random_samples(model.example_arrays)
-    references = make_references(model, model.inputs, model.dynamic, samples)
+    asked = make_references(model, model.inputs, model.dynamic, samples)
+    references = _served(asked, model.inputs, exported.inputs or model.inputs)
     spread = np.linspace(0, len(references.real) - 1, min(GOLDEN_SAMPLES, len(references.real))).round().astype(int)
     write_golden(partial / GOLDEN, [references.real[i] for i in spread])
     manifest = _manifest(model, made, exported, exporter, references, partial)
     progress(f"verify in {exporter.RUNTIME} on {len(references.real)} samples")
-    tolerance = _tolerance(options, made.plan)
-    parity = judge(Bundle(partial, manifest), references, tolerance)
+    parity = judge(Bundle(partial, manifest), references, _tolerance(options, made.plan))
     parity = msgspec.structs.replace(parity, origin="real" if made.evaluation else "random")
     if not parity.ok:
         progress("look for the first module that diverges")
-        parity = _with_divergence(parity, model, made.compressed, Bundle(partial, manifest), exporter, references)
+
+        def expose(artifact: Path, out: Path) -> Mapping[str, TensorSpec]:
+            return isolation.expose(made.plan.format, job, artifact, out, chosen, progress)
+
+        output_of, feeds = made.compressed.output_of, asked.real[0][0]
+        parity = _with_divergence(parity, module_errors(model, output_of, Bundle(partial, manifest), expose, feeds))
         if not options.force:
             raise ParityFailed(_parity_message(manifest, parity))
-    manifest = msgspec.structs.replace(manifest, parity=parity)
-    _measure(manifest, partial, references, options, progress)
+    manifest = _with_delegation(msgspec.structs.replace(manifest, parity=parity), partial, references, options)
+    _measure(manifest, partial, options, progress)
 
 
-def _measure(
-    manifest: Manifest, partial: Path, references: References, options: ExportOptions, progress: Progress
-) -> None:
-    runtime = registry.load(RUNTIMES, manifest.artifacts[0].runtime)
+def _served(asked: References, given: tuple[TensorSpec, ...], wanted: tuple[TensorSpec, ...]) -> References:
+    """The references with inputs in the layout that the artifact takes."""
+    return References(
+        tuple((relaid(feeds, given, wanted), expected) for feeds, expected in asked.real),
+        tuple((relaid(feeds, given, wanted), expected) for feeds, expected in asked.synthetic),
+    )
+
+
+def _with_delegation(manifest: Manifest, partial: Path, references: References, options: ExportOptions) -> Manifest:
+    """Record where ops ran; raises `DelegationMissed` when too few ran on the unit meant for them."""
     (partial / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
-    bundle = Bundle(partial, manifest)
-    delegation = runtime.delegation(bundle, references.real[0][0])
-    manifest = msgspec.structs.replace(manifest, delegation=delegation)
+    found = manifest.delegation
+    if found is None:
+        runtime = registry.load(RUNTIMES, manifest.artifacts[0].runtime)
+        found = runtime.delegation(Bundle(partial, manifest), references.real[0][0])
+    least = options.min_delegated
+    if least is not None and 100 * found.delegated_share < least and not options.force:
+        raise DelegationMissed(
+            f"{100 * found.delegated_share:.1f} % of the ops ran on {found.unit}, the gate is {least:g} %: "
+            f"{fallback_text(found)}. See each with: edgekit analyze; or lower --min-delegated"
+        )
+    return msgspec.structs.replace(manifest, delegation=found)
+
+
+def _measure(manifest: Manifest, partial: Path, options: ExportOptions, progress: Progress) -> None:
+    (partial / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
     if options.measure:
         progress("measure on this machine")
-        measured = msgspec.structs.replace(measure(bundle, calls=QUICK_CALLS), bundle=manifest.name)
+        measured = msgspec.structs.replace(measure(Bundle(partial, manifest), calls=QUICK_CALLS), bundle=manifest.name)
         manifest = msgspec.structs.replace(manifest, measurements=(measured,))
-    (partial / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
+        (partial / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
 
 
 def _manifest(
@@ -118,6 +144,7 @@ def _manifest(
 ) -> Manifest:
     assets = [Asset(role="golden", **record_file(partial, GOLDEN))]
     assets += [Asset(role="external_data", **record_file(partial, path)) for path in exported.external_data]
+    assets += [Asset(role="intermediate", **record_file(partial, path)) for path in exported.intermediates]
     if model.assets:
         (partial / "assets").mkdir()
     for name, content in model.assets.items():
@@ -131,10 +158,10 @@ def _manifest(
         device=made.device.id,
         plan=made.plan.record(),
         precision=exported.precision,
-        inputs=model.inputs,
+        inputs=exported.inputs or model.inputs,
         outputs=model.outputs,
         dynamic=model.dynamic,
-        preprocess=model.preprocess,
+        preprocess=_laid_out(model.preprocess, exported.inputs),
         postprocess=model.postprocess,
         artifacts=(
             Artifact(
@@ -151,6 +178,7 @@ def _manifest(
         if calibration
         else None,
         changes=made.compressed.changes,
+        delegation=exported.delegation,
         warnings=_warnings(made, references),
         tool_versions=_versions(("edgekit", "numpy", *exporter.DISTRIBUTIONS)),
         created_utc=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -175,23 +203,24 @@ def _tolerance(options: ExportOptions, chosen: Plan) -> Tolerance:
     return tolerance
 
 
-def _with_divergence(
-    parity: Parity,
-    model: Model,
-    compressed: CompressedModel,
-    bundle: Bundle,
-    exporter: Exporter,
-    references: References,
-) -> Parity:
-    errors = module_errors(model, compressed, bundle, exporter, references.real[0][0])
+def _laid_out(preprocess: Preprocess | None, inputs: tuple[TensorSpec, ...] | None) -> Preprocess | None:
+    """The preprocessing that makes what the artifact takes."""
+    if isinstance(preprocess, ImagePreprocess) and inputs:
+        layout = next(spec.layout for spec in inputs if spec.name == preprocess.input)
+        return msgspec.structs.replace(preprocess, layout=layout or preprocess.layout)
+    return preprocess
+
+
+def _with_divergence(parity: Parity, errors: list[ModuleError]) -> Parity:
     first = first_divergent(errors, parity.tolerance.sqnr_db_min or DIVERGED_DB)
-    if first is None:
-        return parity
-    return msgspec.structs.replace(parity, first_divergent=f"{first.module} ({first.sqnr_db:.1f} dB)")
+    where = f"{first.module} ({first.sqnr_db:.1f} dB)" if first else None
+    return msgspec.structs.replace(parity, first_divergent=where, worst_modules=tuple(worst(errors)))
 
 
 def _parity_message(manifest: Manifest, parity: Parity) -> str:
     where = f" The first module that diverges is {parity.first_divergent}." if parity.first_divergent else ""
+    if parity.worst_modules:
+        where += " Worst: " + ", ".join(f"{e.module} {e.sqnr_db:.1f} dB" for e in parity.worst_modules) + "."
     return (
         f"'{manifest.name}' at {manifest.precision.name} does not answer like PyTorch: "
         f"{'; '.join(parity.misses)}.{where} Take another --precision, give more like the real inputs with "

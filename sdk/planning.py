@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -17,6 +18,7 @@ from edgekit.passes.float16 import Float16
 from edgekit.passes.fold_batch_norm import FoldBatchNorm
 from edgekit.passes.int8_dynamic import Int8Dynamic
 from edgekit.passes.int8_static import Int8Static
+from edgekit.passes.int8_weight_only import Int8WeightOnly
 from edgekit.profile import DeviceProfile
 from edgekit.types import Precision, Value
 
@@ -26,6 +28,7 @@ RECIPES: dict[Precision, tuple[Pass, ...]] = {
     "fp16": (Float16(),),
     "int8": (FoldBatchNorm(), Int8Static(), CorrectBias()),
     "int8-dynamic": (Int8Dynamic(),),
+    "int8-weight-only": (Int8WeightOnly(),),
 }
 ALIASES: dict[str, Precision] = {"w8a8": "int8", "float32": "fp32", "float16": "fp16", "static_wi8_ai8": "int8"}
 CONVOLUTIONS = ("conv1d", "conv2d", "conv3d", "conv_transpose2d", "convolution")
@@ -39,6 +42,7 @@ class Plan(Value, frozen=True, kw_only=True):
     format: str
     precision: Precision
     passes: tuple[Any, ...]  # of `Pass`; JSON carries each pass's name in its field "pass"
+    options: dict[str, Any] = {}  # of the exporter, those that are not its defaults
     reasons: tuple[str, ...] = ()
 
     def record(self) -> PlanRecord:
@@ -58,6 +62,7 @@ def plan_from_record(record: PlanRecord) -> Plan:
         format=record.format,
         precision=record.precision,
         passes=tuple(_pass(options) for options in record.passes),
+        options=record.options,
         reasons=record.reasons,
     )
 
@@ -69,16 +74,54 @@ def plan(
     precision: str = "auto",
     format: str = "auto",
     calibrated: bool = False,
+    options: Sequence[str] = (),
 ) -> Plan:
-    """Choose for a traced model. `calibrated` says whether calibration samples are at hand.
+    """Choose for a traced model. `calibrated` says whether calibration samples are at hand; `options` are the
+    exporter's, as `NAME=VALUE` or `FORMAT.NAME=VALUE`.
 
-    Raises `UnknownName` for a precision or format that does not exist, `PlanInfeasible` when the device runs none.
+    Raises `UnknownName` for a precision or format that does not exist, `InvalidInput` for a precision that the format
+    does not have, `PlanInfeasible` when the device runs none.
     """
     chosen_format, why_format = _format(device, format)
     chosen, why = _precision(program, device, precision, calibrated)
+    allowed = registry.load(EXPORTERS, chosen_format).PRECISIONS
+    if chosen not in allowed:
+        if precision != "auto":
+            raise InvalidInput(f"{chosen_format} has no {chosen}: take --precision {', '.join(allowed)}")
+        chosen, why = "fp32", f"precision fp32: {chosen_format} has no {chosen}"
     return Plan(
-        device=device.id, format=chosen_format, precision=chosen, passes=RECIPES[chosen], reasons=(why_format, why)
+        device=device.id,
+        format=chosen_format,
+        precision=chosen,
+        passes=RECIPES[chosen],
+        options=_options(chosen_format, options),
+        reasons=(why_format, why),
     )
+
+
+def exporter_options(plan: Plan) -> Value:
+    """The options of the plan's exporter. Raises `InvalidInput` that lists what there is."""
+    kind: type[Value] = registry.load(EXPORTERS, plan.format).Options
+    try:
+        return msgspec.convert(plan.options, kind, strict=False)
+    except msgspec.ValidationError as error:
+        known = ", ".join(f"{field}={getattr(kind(), field)}" for field in kind.__struct_fields__)
+        raise InvalidInput(f"the {plan.format} exporter does not take this option: {error}; it has {known}") from error
+
+
+def _options(format: str, given: Sequence[str]) -> dict[str, Any]:
+    """Those that concern `format`, by name."""
+    found: dict[str, Any] = {}
+    for text in given:
+        name, equals, value = text.partition("=")
+        owner, dot, option = name.rpartition(".")
+        if not equals or not option:
+            raise InvalidInput(f"'{text}' is no option: write NAME=VALUE or FORMAT.NAME=VALUE")
+        if dot and owner not in registry.names(EXPORTERS):
+            raise unknown_name("export format", owner, registry.names(EXPORTERS))
+        if owner in ("", format):
+            found[option.replace("-", "_")] = value
+    return found
 
 
 def require_fit(run_bytes: int, device: DeviceProfile, limit_mb: float | None) -> None:

@@ -184,6 +184,15 @@ def read_npz(path: Path) -> Arrays:
         raise InvalidInput(f"'{path}' is not an .npz of plain arrays: {error}") from error
 
 
+def relaid(feeds: Arrays, given: tuple[TensorSpec, ...], wanted: tuple[TensorSpec, ...]) -> Arrays:
+    """Feeds in the layout of `given` as an artifact with the layout of `wanted` takes them: NCHW <-> NHWC."""
+    turned = dict(feeds)
+    for one, other in zip(given, wanted, strict=True):
+        if one.shape != other.shape and other.layout == "NHWC":
+            turned[one.name] = np.ascontiguousarray(np.moveaxis(feeds[one.name], 1, -1))
+    return turned
+
+
 def logits_output(postprocess: Postprocess | None) -> str | None:
     """The output whose argmax is the answer, where a model is a classifier."""
     return postprocess.output if isinstance(postprocess, ClassLabels) else None

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from edgekit.bundle import Bundle
+from edgekit.bundle import Bundle, Delegation, Fallback
 from edgekit.measurement import Energy, Measurement
 from edgekit.parity import Parity
 from edgekit.types import Precision, Value
 
+SHOWN = 5  # of a longer list, in a line for people
 DRIFT_WARNING = 1.05  # last quarter's median over the first's
 
 
@@ -23,7 +24,7 @@ class Row(Value, frozen=True, kw_only=True):
     precision: Precision
     model_bytes: int
     parity: Parity | None
-    ops_by_unit: dict[str, int] | None
+    delegation: Delegation | None
     measurement: Measurement | None  # of the machine that exported, not of the device
 
 
@@ -43,7 +44,6 @@ def report(bundle: Bundle, next_command: str | None = None) -> Report:
 def row(bundle: Bundle) -> Row:
     """The row of one bundle."""
     manifest, artifact = bundle.manifest, bundle.artifact
-    units = manifest.delegation.units if manifest.delegation else None
     return Row(
         bundle=str(bundle.path),
         model=manifest.name,
@@ -53,7 +53,7 @@ def row(bundle: Bundle) -> Row:
         precision=manifest.precision.name,
         model_bytes=bundle.model_bytes,
         parity=manifest.parity,
-        ops_by_unit={unit: sum(ops.values()) for unit, ops in units.items()} if units else None,
+        delegation=manifest.delegation,
         measurement=manifest.measurements[-1] if manifest.measurements else None,
     )
 
@@ -66,14 +66,41 @@ def cells(row: Row) -> list[tuple[str, str]]:
     ]
     if row.parity:
         lines.append(("parity", parity_text(row.parity)))
-    if row.ops_by_unit:
-        lines.append(("ops ran on", ", ".join(f"{unit} {count}" for unit, count in row.ops_by_unit.items())))
+    if row.delegation:
+        lines += delegation_cells(row.delegation)
     if m := row.measurement:
         lines.append(("latency", f"{latency_text(m)}  [this machine, not {row.device}]"))
         lines.append(("peak memory", f"{megabytes(m.peak_rss_bytes)} resident, {m.threads} thread(s)"))
         lines.append(("energy", energy_text(m.energy)))
     lines.append(("bundle", str(Path(row.bundle))))
     return lines
+
+
+def delegation_cells(found: Delegation) -> list[tuple[str, str]]:
+    """Label and text of every line on where ops ran."""
+    counts = ", ".join(f"{unit} {sum(ops.values())}" for unit, ops in found.units.items())
+    pieces = f" in {found.partitions} pieces" if found.partitions > 1 else ""
+    lines = [("ops ran on", f"{counts}{pieces}")]
+    if found.layout_copies:
+        share = "" if found.layout_copies_share is None else f", {found.layout_copies_share:.1%} of the time"
+        lines.append(("layout copies", f"{found.layout_copies}{share}"))
+    if found.float_islands:
+        lines.append(("float islands", f"{len(found.float_islands)}: {', '.join(found.float_islands[:SHOWN])}"))
+    if found.fallbacks:
+        lines.append(("fallbacks", fallback_text(found)))
+    return lines
+
+
+def fallback_text(found: Delegation) -> str:
+    """The ops that did not run where they should, grouped by reason, with the first place of each."""
+    groups: dict[tuple[str, str], list[Fallback]] = {}
+    for fallback in found.fallbacks:
+        groups.setdefault((fallback.op, fallback.reason), []).append(fallback)
+    shown = [
+        f"{len(each)}x {op} at {each[0].where}{f' ({each[0].source})' if each[0].source else ''}: {reason}"
+        for (op, reason), each in list(groups.items())[:SHOWN]
+    ]
+    return "; ".join([*shown, *([f"and {len(groups) - SHOWN} more kinds"] if len(groups) > SHOWN else [])])
 
 
 def measurement_cells(measured: Measurement) -> list[tuple[str, str]]:

@@ -14,7 +14,7 @@ DType = Literal[
 ]  # fmt: skip
 DTYPES: tuple[DType, ...] = get_args(DType)
 Layout = Literal["NCHW", "NHWC"]
-Precision = Literal["fp32", "fp16", "int8", "int8-dynamic"]
+Precision = Literal["fp32", "fp16", "int8", "int8-dynamic", "int8-weight-only", "w4a8"]
 Shape = tuple[int | str, ...]
 
 V = TypeVar("V", bound="Value")

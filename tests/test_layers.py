@@ -28,6 +28,7 @@ PIPELINE = {
     "cost",
     "planning",
     "exporting",
+    "isolation",
 }
 TOP = {"divergence", "drafting", "pipeline", "cli", ""}
 ROWS = (

@@ -15,6 +15,7 @@ from edgekit.drafting import ExportOptions
 from edgekit.errors import UnsupportedModel
 from edgekit.exporters import onnx as exporter
 from edgekit.exporters._onnx_quantization import input_ranges, split_gemm
+from edgekit.exporting import ExportJob
 from edgekit.graph import capture
 from edgekit.inference import open_session
 from edgekit.pipeline import export
@@ -27,7 +28,8 @@ MODELS = Path(__file__).parent / "models.py"
 def exported(model: nn.Module, example: torch.Tensor, out: Path, **options: object) -> onnx.ModelProto:
     loaded = load(model, example)
     given = exporter.Options(**options)  # type: ignore[arg-type]
-    exporter.export(CompressedModel(model=loaded), capture(loaded), "fp32", out, given, lambda step: None)
+    job = ExportJob.of(CompressedModel(model=loaded), capture(loaded), "fp32")
+    exporter.export(job, out, given, lambda step: None)
     return onnx.load(out / "model.onnx")
 
 

@@ -8,6 +8,7 @@ import msgspec
 import numpy as np
 import pytest
 
+from edgekit.bundle import Delegation
 from edgekit.measurement import NO_METER, Energy, HostState, Measurement, summarize
 from edgekit.parity import TOLERANCES, Parity, compare
 from edgekit.report import Report, Row, cells, energy_text, measurement_cells, megabytes, milliseconds, parity_text
@@ -63,7 +64,7 @@ def row(**changes: Any) -> Row:
         precision="int8",
         model_bytes=1_234_567,
         parity=parity(1, 2, 9),
-        ops_by_unit={"cpu": 12, "npu": 3},
+        delegation=Delegation(unit="npu", units={"cpu": {"Conv": 12}, "npu": {"Conv": 3}}, partitions=2),
         measurement=measured(),
     )
     return msgspec.structs.replace(shown, **changes)
@@ -75,7 +76,7 @@ def test_a_row_shows_every_figure_with_its_unit() -> None:
     assert shown["model"] == "tiny  int8  onnx on onnxruntime"
     assert shown["size"] == "1.23 MB"
     assert shown["parity"].startswith("ok  SQNR 200.0 dB, cosine >= 1.0000")
-    assert shown["ops ran on"] == "cpu 12, npu 3"
+    assert shown["ops ran on"] == "cpu 12, npu 3 in 2 pieces"
     assert shown["peak memory"] == "123.46 MB resident, 2 thread(s)"
     assert shown["bundle"] == "out/b"
 
@@ -85,7 +86,7 @@ def test_a_latency_of_another_machine_says_so() -> None:
 
 
 def test_what_was_not_done_has_no_line() -> None:
-    shown = cells(row(parity=None, ops_by_unit=None, measurement=None))
+    shown = cells(row(parity=None, delegation=None, measurement=None))
     assert [label for label, _ in shown] == ["model", "size", "bundle"]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -9,16 +10,18 @@ import pytest
 
 from edgekit import registry
 from edgekit.bundle import Bundle
-from edgekit.compression import compress
+from edgekit.compression import CompressedModel
 from edgekit.divergence import module_errors
 from edgekit.drafting import ExportOptions
+from edgekit.errors import InvalidInput
+from edgekit.exporting import Exporter, ExportJob
 from edgekit.graph import capture
 from edgekit.inference import RUNTIMES
 from edgekit.pipeline import export
-from edgekit.planning import EXPORTERS, plan
+from edgekit.planning import EXPORTERS, RECIPES, Plan, exporter_options, plan
 from edgekit.profile import find_device
 from edgekit.source import load
-from edgekit.types import Value
+from edgekit.types import TensorSpec, Value
 
 MODELS = Path(__file__).parents[1] / "models.py"
 NAMES = registry.names(EXPORTERS)
@@ -56,9 +59,30 @@ def test_it_writes_only_what_the_manifest_lists(bundle: Bundle) -> None:
 
 def test_exposed_modules_answer_like_pytorchs(bundle: Bundle, format: str) -> None:
     model = load(f"{MODELS}:small_conv")
-    program, device = capture(model), find_device("raspberrypi5")
-    compressed = compress(model, plan(program, device, precision="fp32", format=format).passes, device, program)
+    exporter: Exporter = registry.load(EXPORTERS, format)
+    job = ExportJob.of(CompressedModel(model=model), capture(model), "fp32")
+
+    def expose(artifact: Path, out: Path) -> Mapping[str, TensorSpec]:
+        return exporter.expose(job, artifact, out, exporter.Options())
+
     feeds = {"pixels": np.random.default_rng(0).uniform(0, 1, (1, 3, 32, 32)).astype(np.float32)}
-    errors = module_errors(model, compressed, bundle, registry.load(EXPORTERS, format), feeds)
+    errors = module_errors(model, {}, bundle, expose, feeds)
     assert [error.module for error in errors] == ["norm", "depthwise"]  # `head` is the output itself
     assert min(error.sqnr_db for error in errors) > 100
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_its_precisions_have_recipes_and_others_are_refused_with_those_it_has(name: str) -> None:
+    exporter: Exporter = registry.load(EXPORTERS, name)
+    assert set(exporter.PRECISIONS) <= set(RECIPES)
+    model, device = load(f"{MODELS}:mlp"), find_device("raspberrypi5")
+    for precision in set(RECIPES) - set(exporter.PRECISIONS):
+        with pytest.raises(InvalidInput, match=f"{name} has no {precision}: take --precision {exporter.PRECISIONS[0]}"):
+            plan(capture(model), device, precision=precision, format=name)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_unknown_option_is_refused_with_those_it_has(name: str) -> None:
+    chosen = Plan(device="x", format=name, precision="fp32", passes=(), options={"colour": "red"})
+    with pytest.raises(InvalidInput, match=f"the {name} exporter does not take this option.*colour.*it has "):
+        exporter_options(chosen)
