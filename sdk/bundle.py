@@ -21,7 +21,7 @@ import msgspec
 import numpy as np
 
 from edgekit.errors import BundleCorrupt, InvalidInput
-from edgekit.measurement import Measurement
+from edgekit.measurement import AgainstFloat, Measurement
 from edgekit.parity import Parity
 from edgekit.processing import Arrays, Postprocess, Preprocess
 from edgekit.types import Change, DynamicDim, ModelSource, Precision, TensorSpec, Value
@@ -128,6 +128,7 @@ class Manifest(Value, frozen=True, kw_only=True):
     parity: Parity | None = None
     delegation: Delegation | None = None
     measurements: tuple[Measurement, ...] = ()
+    against_float: AgainstFloat | None = None
     warnings: tuple[str, ...] = ()
     tool_versions: dict[str, str] = {}
     created_utc: str

@@ -104,6 +104,15 @@ class Comparison(Value, frozen=True, kw_only=True):
     verdict: str
 
 
+class AgainstFloat(Value, frozen=True, kw_only=True):
+    """The same model at fp32 in the same runtime, measured in turns with a compressed one."""
+
+    float_p50_s: float
+    ratio: float  # compressed over float: below 1 is faster
+    ratio_ci: Interval
+    reason: str | None = None  # why it is not faster, where it is not
+
+
 def percentile(times: Sequence[float], q: float) -> float | None:
     """The `q` quantile, or None when fewer samples than a 95 % upper bound on it needs (p90: 29, p99: 299)."""
     if len(times) < math.ceil(math.log(1 - CONFIDENCE) / math.log(q)):

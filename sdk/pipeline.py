@@ -6,6 +6,7 @@ import contextlib
 import errno
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -43,7 +44,8 @@ from edgekit.processing import ImagePreprocess, Preprocess, relaid
 from edgekit.profile import DeviceProfile
 from edgekit.report import fallback_text
 from edgekit.source import load
-from edgekit.types import TensorSpec
+from edgekit.speedup import against_float
+from edgekit.types import TensorSpec, Value
 from edgekit.verification import References, judge, make_references
 
 GOLDEN_SAMPLES = 8  # kept in the bundle, so that it can be verified where PyTorch is not
@@ -103,7 +105,7 @@ def _build(model: Model, made: Draft, partial: Path, options: ExportOptions, pro
         if not options.force:
             raise ParityFailed(_parity_message(manifest, parity))
     manifest = _with_delegation(msgspec.structs.replace(manifest, parity=parity), partial, references, options)
-    _measure(manifest, partial, options, progress)
+    _measure(manifest, partial, job, chosen, options, progress)
 
 
 def _served(asked: References, given: tuple[TensorSpec, ...], wanted: tuple[TensorSpec, ...]) -> References:
@@ -130,13 +132,23 @@ def _with_delegation(manifest: Manifest, partial: Path, references: References, 
     return msgspec.structs.replace(manifest, delegation=found)
 
 
-def _measure(manifest: Manifest, partial: Path, options: ExportOptions, progress: Progress) -> None:
+def _measure(
+    manifest: Manifest, partial: Path, job: ExportJob, chosen: Value, options: ExportOptions, progress: Progress
+) -> None:
+    """Write the manifest; where asked with figures of this machine, a compressed model beside its float one."""
     (partial / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
-    if options.measure:
+    if not options.measure:
+        return
+    bundle, against = Bundle(partial, manifest), None
+    if manifest.precision.name == "fp32":
         progress("measure on this machine")
-        measured = msgspec.structs.replace(measure(Bundle(partial, manifest), calls=QUICK_CALLS), bundle=manifest.name)
-        manifest = msgspec.structs.replace(manifest, measurements=(measured,))
-        (partial / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
+        measured = measure(bundle, calls=QUICK_CALLS)
+    else:
+        with tempfile.TemporaryDirectory(dir=partial) as scratch:
+            measured, against = against_float(bundle, job, chosen, Path(scratch), progress)
+    measured = msgspec.structs.replace(measured, bundle=manifest.name)
+    manifest = msgspec.structs.replace(manifest, measurements=(measured,), against_float=against)
+    (partial / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
 
 
 def _manifest(

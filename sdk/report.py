@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from edgekit.bundle import Bundle, Delegation, Fallback
-from edgekit.measurement import Energy, Measurement
+from edgekit.measurement import AgainstFloat, Energy, Measurement
 from edgekit.parity import Parity
 from edgekit.types import Precision, Value
 
@@ -26,12 +26,22 @@ class Row(Value, frozen=True, kw_only=True):
     parity: Parity | None
     delegation: Delegation | None
     measurement: Measurement | None  # of the machine that exported, not of the device
+    against_float: AgainstFloat | None
+
+
+class Failure(Value, frozen=True, kw_only=True):
+    """A format that gave no bundle."""
+
+    format: str
+    message: str
+    exit_code: int
 
 
 class Report(Value, frozen=True, kw_only=True):
     """What a command found, and what to type next."""
 
     rows: tuple[Row, ...]
+    failures: tuple[Failure, ...] = ()
     warnings: tuple[str, ...] = ()
     next_command: str | None = None
 
@@ -55,6 +65,7 @@ def row(bundle: Bundle) -> Row:
         parity=manifest.parity,
         delegation=manifest.delegation,
         measurement=manifest.measurements[-1] if manifest.measurements else None,
+        against_float=manifest.against_float,
     )
 
 
@@ -70,10 +81,43 @@ def cells(row: Row) -> list[tuple[str, str]]:
         lines += delegation_cells(row.delegation)
     if m := row.measurement:
         lines.append(("latency", f"{latency_text(m)}  [this machine, not {row.device}]"))
+        if row.against_float:
+            lines.append(("against fp32", speedup_text(row.against_float)))
         lines.append(("peak memory", f"{megabytes(m.peak_rss_bytes)} resident, {m.threads} thread(s)"))
         lines.append(("energy", energy_text(m.energy)))
     lines.append(("bundle", str(Path(row.bundle))))
     return lines
+
+
+def comparison_table(report: Report) -> tuple[list[str], list[list[str]]]:
+    """Column names and rows of several bundles side by side; a format that failed has its reason instead."""
+    columns = ["format", "precision", "size MB", "load ms", "p50 ms", "peak MB", "SQNR dB", "parity", "delegated"]
+    rows = []
+    for each in report.rows:
+        m, parity, where = each.measurement, each.parity, each.delegation
+        sqnr = parity.sqnr_db if parity else None
+        rows.append(
+            [
+                each.format,
+                each.precision,
+                f"{each.model_bytes / 1e6:.2f}",
+                f"{1e3 * m.load_s:.1f}" if m else "-",
+                f"{1e3 * m.latency.p50_s:.2f}" if m else "-",
+                f"{m.peak_rss_bytes / 1e6:.0f}" if m else "-",
+                f"{sqnr:.1f}" if sqnr is not None else "-",
+                "-" if parity is None else "ok" if parity.ok else "FAILED",
+                f"{100 * where.delegated_share:.0f} % {where.unit}" if where else "-",
+            ]
+        )
+    rows += [[failure.format, "FAILED", *["-"] * (len(columns) - 2)] for failure in report.failures]
+    return columns, rows
+
+
+def speedup_text(found: AgainstFloat) -> str:
+    """How much time the compressed model takes for each second of the float one."""
+    interval = f"{found.ratio_ci.low:.2f} to {found.ratio_ci.high:.2f}"
+    text = f"{found.ratio:.2f}x its time ({interval}), fp32 p50 {milliseconds(found.float_p50_s)}"
+    return text if found.reason is None else f"{text}: not faster here: {found.reason}"
 
 
 def delegation_cells(found: Delegation) -> list[tuple[str, str]]:

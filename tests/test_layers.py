@@ -30,7 +30,7 @@ PIPELINE = {
     "exporting",
     "isolation",
 }
-TOP = {"divergence", "drafting", "pipeline", "cli", ""}
+TOP = {"divergence", "drafting", "pipeline", "speedup", "multiformat", "cli", ""}
 ROWS = (
     (BASE, {"PIL", "tokenizers"}),
     (RUN, set[str]()),

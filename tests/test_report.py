@@ -66,6 +66,7 @@ def row(**changes: Any) -> Row:
         parity=parity(1, 2, 9),
         delegation=Delegation(unit="npu", units={"cpu": {"Conv": 12}, "npu": {"Conv": 3}}, partitions=2),
         measurement=measured(),
+        against_float=None,
     )
     return msgspec.structs.replace(shown, **changes)
 

@@ -14,6 +14,7 @@ from edgekit.errors import InvalidInput
 
 if TYPE_CHECKING:
     from edgekit.drafting import Draft
+    from edgekit.report import Report
 
 
 @given.verb("export", "edgekit export -m zoo:efficientnet_lite0 -d raspberrypi5 --precision int8 -o out\n\n"
@@ -37,6 +38,14 @@ def export(
         float | None, typer.Option("--max-drop", help="Parity gate: most percentage points of top-1 to lose.")
     ] = None,
     max_memory_mb: given.MaxMemory = None,
+    min_delegated: Annotated[
+        float | None, typer.Option("--min-delegated", help="Fail when fewer percent of the ops run on the main unit.")
+    ] = None,
+    no_fallback: Annotated[bool, typer.Option("--no-fallback", help="The same as --min-delegated 100.")] = False,
+    option: given.ExporterOptions = None,
+    keep_intermediates: Annotated[
+        bool, typer.Option("--keep-intermediates", help="Keep files that help debugging (ETRecord, float graph).")
+    ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print plan and forecast, write nothing.")] = False,
     force: Annotated[
         bool, typer.Option("--force", help="Replace an existing bundle; keep one that misses parity, marked so.")
@@ -49,12 +58,17 @@ def export(
     """Turn a PyTorch model into a verified bundle for a device.
 
     The artifact is loaded in the runtime that will run it and compared with PyTorch on real samples. A miss exits 1 and
-    leaves nothing behind.
+    leaves nothing behind. With several formats, or `--format all`, each makes a bundle in a folder of its own under -o.
     """
     from edgekit import pipeline
     from edgekit.drafting import ExportOptions, draft
+    from edgekit.multiformat import check_folder, choose_formats, export_formats
     from edgekit.report import cells, report
     from edgekit.source import load
+
+    several = choose_formats(format) if format == "all" or "," in format else ()
+    if several and dry_run:
+        raise InvalidInput("--dry-run shows one format: name it, or leave --format out")
 
     options = ExportOptions(
         format=format,
@@ -66,21 +80,30 @@ def export(
         sqnr_db_min=min_sqnr_db,
         max_memory_mb=max_memory_mb,
         max_drop=max_drop,
+        min_delegated=100.0 if no_fallback else min_delegated,
+        options=tuple(option or ()),
+        keep_intermediates=keep_intermediates,
         force=force,
         measure=measure,
     )
     with progress(quiet) as step:
-        if not dry_run:
+        if several:
+            check_folder(output, several, force)
+        elif not dry_run:
             pipeline.check_free(output, force)
         step(f"load {model}")
         loaded = load(model, inputs=input or (), dynamic=dynamic or (), trust_remote_code=trust_remote_code)
         if dry_run:
             drafted = draft(loaded, device, options, step)
+        elif several:
+            compared = export_formats(loaded, device, output, several, options, progress=step)
         else:
             bundle = pipeline.export(loaded, device, output, options, progress=step)
     if dry_run:
         _show_draft(drafted, json)
         return 0
+    if several:
+        return _show_formats(compared, output, json)
     found = report(bundle, next_command=_next(bundle.path, loaded.preprocess is not None))
     if json:
         show_json(found)
@@ -166,6 +189,27 @@ def _show_draft(drafted: Draft, json: bool) -> None:
         say("")
         show_table(["pass", "kept", "because", "for example"], rows)
     warn(drafted.warnings)
+
+
+def _show_formats(found: Report, output: Path, json: bool) -> int:
+    """The table of several formats; 1 when one of them failed."""
+    from edgekit.report import comparison_table, fallback_text, speedup_text
+
+    if json:
+        show_json(found)
+    else:
+        show_table(*comparison_table(found))
+        say("")
+        lines = [(f"{r.format} against fp32", speedup_text(r.against_float)) for r in found.rows if r.against_float]
+        lines += [
+            (f"{r.format} fallbacks", text)
+            for r in found.rows
+            if r.delegation and (text := fallback_text(r.delegation))
+        ]
+        lines += [(failure.format, f"FAILED: {failure.message}") for failure in found.failures]
+        show_pairs([*lines, ("next", f"edgekit compare {shlex.quote(str(output))}/*")])
+    warn(found.warnings)
+    return 1 if found.failures or any(r.parity and not r.parity.ok for r in found.rows) else 0
 
 
 def _next(bundle: Path, takes_input: bool) -> str:

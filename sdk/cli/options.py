@@ -25,11 +25,17 @@ ModelRef = Annotated[
 DeviceName = Annotated[
     str, typer.Option("--device", "-d", help="Profile id, product or SoC name, or a TOML path; see `edgekit devices`.")
 ]
-Precision = Annotated[str, typer.Option("--precision", help="auto, fp32, fp16, int8 or int8-dynamic.")]
-Format = Annotated[str, typer.Option("--format", help="auto, or one of `edgekit list exporters`.")]
+Precision = Annotated[
+    str, typer.Option("--precision", help="auto, fp32, fp16, int8, int8-dynamic, int8-weight-only or w4a8.")
+]
+Format = Annotated[str, typer.Option("--format", help="auto, all, or some of `edgekit list exporters`: onnx,tflite.")]
 Calibration = Annotated[
     str | None,
     typer.Option("--calibration", help="Samples that set int8 ranges: image folder, file.npz, builtin:NAME."),
+]
+ExporterOptions = Annotated[
+    list[str] | None,
+    typer.Option("--option", help="NAME=VALUE of the exporter, or FORMAT.NAME=VALUE. Repeatable."),
 ]
 Inputs = Annotated[
     list[str] | None, typer.Option("--input", help="NAME:DTYPE:1x3x224x224, where the model does not say. Repeatable.")
