@@ -19,17 +19,19 @@ from edgekit.compression import Progress
 from edgekit.errors import UnsupportedModel
 from edgekit.exporters._onnx_file import DATA, FILE, module_of, rename_ends, tag_modules, toolchain
 from edgekit.exporters._onnx_quantization import quantize
-from edgekit.exporting import Exported, ExportJob, Refusal
+from edgekit.exporting import Complaint, Exported, ExportJob, OpSupport, Refusal, op_support
 from edgekit.quiet import quiet
 from edgekit.types import DType, Precision, TensorSpec, Value
 
 if TYPE_CHECKING:
     import onnx
+    from torch.fx import Node
 
 RUNTIME = "onnxruntime"
 RUNTIME_VERSION_RANGE = "onnxruntime>=1.20"
 DISTRIBUTIONS = ("torch", "onnx", "onnxscript", "onnxruntime")
 PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "int8", "int8-dynamic")
+REPRO = "torch.onnx.export(program, dynamo=True)"
 WEIGHT_OPS = {"Conv", "ConvTranspose", "MatMul", "Gemm", "Gather", "LSTM", "GRU"}
 INTEGER_OPS = {"MatMulInteger", "ConvInteger", "DynamicQuantizeLSTM", "QLinearConv", "QLinearMatMul"}
 
@@ -44,6 +46,24 @@ class Options(Value, frozen=True, kw_only=True):
 def reject(job: ExportJob) -> list[Refusal]:
     """ONNX takes every dtype and shape a `Model` can have."""
     return []
+
+
+def support(job: ExportJob) -> list[OpSupport]:
+    """Ops that torch.onnx has functions for convert; what its decompositions leave over needs a rewrite."""
+    toolchain()
+    with quiet():
+        from torch.onnx._internal.exporter import _decomp, _registration
+
+        known = _registration.ONNXRegistry.from_torchlib()
+        kept = set(_decomp.get_onnx_implemented_overloads(known))
+        lowered = job.program.run_decompositions(_decomp.create_onnx_friendly_decomposition_table(kept))
+
+    def complain(node: Node) -> Complaint | None:
+        if known.is_registered(node.target):  # type: ignore[arg-type]
+            return None
+        return Complaint(verdict="needs a rewrite", reason="torch.onnx has no function for it")
+
+    return op_support(job.program, lowered, complain)
 
 
 def export(job: ExportJob, out: Path, options: Options, progress: Progress) -> Exported:
@@ -132,7 +152,7 @@ def _convert(job: ExportJob, options: Options) -> onnx.ModelProto:
                 verbose=False,
             )
     except Exception as error:  # torch.onnx wraps its reasons in several types
-        reason = str(error.__cause__ or error).strip().splitlines()
+        reason = str(error.__cause__ or error).replace(" See the stack trace for more information.", "").splitlines()
         raise UnsupportedModel(
             f"torch.onnx cannot convert '{job.name}': {reason[0] if reason else type(error).__name__}"
         ) from error

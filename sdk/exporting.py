@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import errno
+import os
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 import torch
 from torch.export import ExportedProgram
+from torch.fx import Node
 
 from edgekit.bundle import Delegation, WeightPrecision
 from edgekit.compression import CompressedModel, Progress, Quantization
 from edgekit.errors import UnsupportedModel
+from edgekit.graph import module_path, op_nodes, source_line
 from edgekit.processing import Arrays
 from edgekit.types import Precision, TensorSpec, Value
 
@@ -24,6 +28,28 @@ class Refusal(Value, frozen=True, kw_only=True):
     where: str
     reason: str
     fix: str
+
+
+Verdict = Literal["converts", "decomposed", "falls back", "needs a rewrite"]
+
+
+class OpSupport(Value, frozen=True, kw_only=True):
+    """What a format makes of one op of the traced program."""
+
+    op: str  # "aten.conv2d.default"
+    module: str  # path of the PyTorch module that calls it
+    source: str | None  # "model.py:41"
+    verdict: Verdict
+    reason: str = ""
+    fix: str = ""
+
+
+class Complaint(Value, frozen=True, kw_only=True):
+    """Why an op does not simply convert."""
+
+    verdict: Verdict
+    reason: str
+    fix: str = "write it with ops that convert: matmul, where, reshape, reductions over fixed sizes"
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -64,6 +90,8 @@ class ExportJob:
         try:
             torch.export.save(self.program, folder / "program.pt2")
         except Exception as error:  # torch.export raises dozens of types
+            if "PytorchStreamWriter failed writing" in str(error):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from error
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise UnsupportedModel(f"torch.export cannot store the traced '{self.name}': {reason}") from error
 
@@ -105,17 +133,61 @@ class Exported(Value, frozen=True, kw_only=True):
     intermediates: tuple[str, ...] = ()  # files that help debugging, written when `keep_intermediates` asks
 
 
+def op_support(
+    program: ExportedProgram, lowered: ExportedProgram, complain: Callable[[Node], Complaint | None]
+) -> list[OpSupport]:
+    """One entry for each op of `program`, and for each op of `lowered` (after decompositions) with a complaint.
+
+    An op is "decomposed" when `lowered` has none of its kind left. Modules and source lines survive decomposition.
+    """
+    left = {str(node.target) for node in op_nodes(lowered.graph)}
+    found = [
+        _support(node, Complaint(verdict="converts" if str(node.target) in left else "decomposed", reason="", fix=""))
+        for node in op_nodes(program.graph)
+    ]
+    for node in op_nodes(lowered.graph):
+        if complaint := complain(node):
+            entry = _support(node, complaint)
+            twin = next(
+                (i for i, e in enumerate(found) if _place(e) == _place(entry) and e.verdict == "converts"), None
+            )
+            if twin is None:
+                found.append(entry)
+            else:
+                found[twin] = entry
+    return found
+
+
+def _support(node: Node, complaint: Complaint) -> OpSupport:
+    return OpSupport(
+        op=str(node.target),
+        module=module_path(node),
+        source=source_line(node),
+        verdict=complaint.verdict,
+        reason=complaint.reason,
+        fix=complaint.fix,
+    )
+
+
+def _place(entry: OpSupport) -> tuple[str, str, str | None]:
+    return entry.op, entry.module, entry.source
+
+
 class Exporter(Protocol):
     """What a module in `exporters/` offers. It runs in a process of its own and imports its toolchain in functions."""
 
     RUNTIME: str  # the runtime that verifies what it writes
     RUNTIME_VERSION_RANGE: str
     DISTRIBUTIONS: tuple[str, ...]  # packages whose versions the manifest records
+    REPRO: str  # the plain call of the toolchain on `program`, for scripts that reproduce a failure
     PRECISIONS: tuple[Precision, ...]  # that it can realise
     Options: type[Value]
 
     def reject(self, job: ExportJob) -> list[Refusal]:
         """What this format cannot express, before any work and without its toolchain."""
+
+    def support(self, job: ExportJob) -> list[OpSupport]:
+        """What becomes of every op, without converting; see `op_support`."""
 
     def export(self, job: ExportJob, out: Path, options: Value, progress: Progress) -> Exported:
         """Write the model into `out`. Raises `UnsupportedModel`, `ToolchainMissing`."""

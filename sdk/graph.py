@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import traceback
 from collections import Counter
 from pathlib import Path
 
 import torch
 from torch.export import Dim, ExportedProgram
-from torch.fx import Node
+from torch.fx import Graph, Node
 
 from edgekit.errors import UnsupportedModel
 from edgekit.model import Model, dynamic_axes
@@ -28,13 +29,31 @@ def capture(model: Model) -> ExportedProgram:
 
 def op_counts(program: ExportedProgram) -> Counter[str]:
     """How often each aten op occurs: `conv2d`, `linear`."""
-    return Counter(str(node.target).split(".")[1] for node in _calls(program))
+    return Counter(str(node.target).split(".")[1] for node in op_nodes(program.graph))
 
 
 def module_path(node: Node) -> str:
     """The path of the innermost module that a node of a traced graph belongs to."""
     stack = node.meta.get("nn_module_stack") or {"": ("", None)}
     return str(list(stack.values())[-1][0])
+
+
+def source_line(node: Node) -> str | None:
+    """`file.py:41`, the innermost line of model code that called this op; libraries from their package on.
+
+    Without the folders of this machine: what is kept with a bundle must not tell where it was made.
+    """
+    frames = re.findall(r'File "([^"]+)", line (\d+)', node.meta.get("stack_trace") or "")
+    if not frames:
+        return None
+    path, line = frames[-1]
+    folders, installed, inside = path.partition("site-packages/")
+    return f"{inside if installed else Path(folders).name}:{line}"
+
+
+def op_nodes(graph: Graph) -> list[Node]:
+    """The calls of aten and other dispatcher ops, without Python's own such as `getitem`."""
+    return [node for node in graph.nodes if node.op == "call_function" and str(node.target).count(".") >= 2]
 
 
 def peak_activation_bytes(program: ExportedProgram) -> int:
@@ -52,10 +71,6 @@ def peak_activation_bytes(program: ExportedProgram) -> int:
         peak = max(peak, sum(alive.values()))
         alive = {source: size for source, size in alive.items() if last_use.get(source, -1) > index}
     return peak
-
-
-def _calls(program: ExportedProgram) -> list[Node]:
-    return [node for node in program.graph.nodes if node.op == "call_function" and str(node.target).count(".") >= 2]
 
 
 def _node_bytes(node: Node) -> int:

@@ -24,7 +24,7 @@ import msgspec
 from edgekit import errors, registry
 from edgekit.compression import Progress
 from edgekit.errors import EdgekitError
-from edgekit.exporting import Exported, Exporter, ExportJob
+from edgekit.exporting import Exported, Exporter, ExportJob, OpSupport
 from edgekit.host import available_memory_bytes, rss_bytes
 from edgekit.planning import EXPORTERS
 from edgekit.types import TensorSpec, Value
@@ -37,10 +37,10 @@ SIGKILL = 9
 class _Task(Value, frozen=True, kw_only=True):
     """What to do with the job in the same folder."""
 
-    verb: Literal["export", "expose"]
+    verb: Literal["export", "expose", "support"]
     exporter: str
-    options: dict[str, Any]
-    out: str
+    options: dict[str, Any] = {}
+    out: str = ""
     artifact: str = ""
 
 
@@ -50,7 +50,7 @@ def export(exporter: str, job: ExportJob, out: Path, options: Value, progress: P
     Raises what the exporter raises, and `EdgekitError` that says how much memory it had when it was killed.
     """
     task = _Task(verb="export", exporter=exporter, options=msgspec.to_builtins(options), out=str(out))
-    return msgspec.convert(_run(task, job, progress), Exported)
+    return msgspec.convert(_run(task, job, progress, out), Exported)
 
 
 def expose(
@@ -62,8 +62,14 @@ def expose(
     return msgspec.convert(_run(task, job, progress), dict[str, TensorSpec])
 
 
-def _run(task: _Task, job: ExportJob, progress: Progress) -> Any:
-    with tempfile.TemporaryDirectory(prefix="edgekit-") as name:
+def support(exporter: str, job: ExportJob, progress: Progress) -> list[OpSupport]:
+    """`Exporter.support` in a process of its own."""
+    return msgspec.convert(_run(_Task(verb="support", exporter=exporter), job, progress), list[OpSupport])
+
+
+def _run(task: _Task, job: ExportJob, progress: Progress, beside: Path | None = None) -> Any:
+    """Hand the job over in a folder: in `beside`, where the output has its room, or with the system's others."""
+    with tempfile.TemporaryDirectory(prefix="edgekit-", dir=beside) as name:
         folder = Path(name)
         progress(f"hand the traced model to the {task.exporter} exporter")
         job.save(folder)
@@ -83,7 +89,7 @@ def _listen(process: subprocess.Popen[bytes], exporter: str, log: Path, progress
     """Pass steps on, show the memory in use, and return the result."""
     if process.stdout is None:
         raise RuntimeError("the exporter was started without a pipe")
-    step, used, shown, pending = "", 0, time.monotonic(), b""
+    step, used, shown, pending = "start the exporter", 0, time.monotonic(), b""
     with process.stdout as stream, selectors.DefaultSelector() as waiting:
         waiting.register(stream, selectors.EVENT_READ)
         while True:
@@ -106,6 +112,8 @@ def _listen(process: subprocess.Popen[bytes], exporter: str, log: Path, progress
 
 
 def _outcome(said: dict[str, Any]) -> Any:
+    if "errno" in said:
+        raise OSError(said["errno"], said["error"])
     if "error" in said:
         raise getattr(errors, said["type"], EdgekitError)(said["error"])
     return said["result"]
@@ -139,6 +147,8 @@ def main(folder: Path) -> None:
         say({"result": msgspec.to_builtins(_do(folder, lambda step: say({"step": step})))})
     except EdgekitError as error:
         say({"error": str(error), "type": type(error).__name__})
+    except OSError as error:
+        say({"error": error.strerror or str(error), "errno": error.errno or 0})
     except MemoryError:
         say({"error": "the exporter ran out of memory: take a smaller input or model", "type": "EdgekitError"})
     except Exception as error:
@@ -147,11 +157,13 @@ def main(folder: Path) -> None:
         say({"error": f"the exporter failed unexpectedly: {reason}. Please report it", "type": "EdgekitError"})
 
 
-def _do(folder: Path, progress: Progress) -> Exported | Mapping[str, TensorSpec]:
+def _do(folder: Path, progress: Progress) -> Exported | Mapping[str, TensorSpec] | list[OpSupport]:
     task = _Task.from_json((folder / "task.json").read_bytes())
     exporter: Exporter = registry.load(EXPORTERS, task.exporter)
     options = msgspec.convert(task.options, exporter.Options)
     job = ExportJob.load(folder)
+    if task.verb == "support":
+        return exporter.support(job)
     if task.verb == "export":
         return exporter.export(job, Path(task.out), options, progress)
     return exporter.expose(job, Path(task.artifact), Path(task.out), options)

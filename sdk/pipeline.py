@@ -40,6 +40,7 @@ from edgekit.inference import RUNTIMES
 from edgekit.model import Model
 from edgekit.parity import TOLERANCES, ModuleError, Parity, Tolerance, with_gates
 from edgekit.planning import EXPORTERS, Plan, exporter_options
+from edgekit.preflight import explained
 from edgekit.processing import ImagePreprocess, Preprocess, relaid
 from edgekit.profile import DeviceProfile
 from edgekit.report import fallback_text
@@ -83,7 +84,10 @@ def _build(model: Model, made: Draft, partial: Path, options: ExportOptions, pro
     chosen = exporter_options(made.plan)
     if refused := exporter.reject(job):
         raise UnsupportedModel("; ".join(f"{r.where}: {r.reason}: {r.fix}" for r in refused))
-    exported = isolation.export(made.plan.format, job, partial, chosen, progress)
+    try:
+        exported = isolation.export(made.plan.format, job, partial, chosen, progress)
+    except UnsupportedModel as error:
+        raise explained(error, made.plan.format, job, progress) from error
     progress("ask PyTorch for reference outputs")
     samples = made.evaluation.samples if made.evaluation else random_samples(model.example_arrays)
     asked = make_references(model, model.inputs, model.dynamic, samples)

@@ -103,8 +103,9 @@ def test_modules_and_source_lines_survive_the_crossing(job: ExportJob, tmp_path:
     job.save(tmp_path)
     for before, after in zip(job.program.graph.nodes, ExportJob.load(tmp_path).program.graph.nodes, strict=True):
         if before.op == "call_function":
-            assert list(before.meta["nn_module_stack"].values())[-1][0] == (
-                list(after.meta["nn_module_stack"].values())[-1][0]
+            assert (
+                list(before.meta["nn_module_stack"].values())[-1][0]
+                == (list(after.meta["nn_module_stack"].values())[-1][0])
             )
             assert "models.py" in after.meta["stack_trace"]
 
@@ -128,7 +129,8 @@ def test_however_the_process_ends_there_is_a_sentence(
     steps: list[str] = []
     with pytest.raises(kind, match=message):
         isolation.export("bad", job, tmp_path, Act(act=act), steps.append)
-    assert steps == ["hand the traced model to the bad exporter", f"about to {act}"]
+    said = [step for step in steps if " GB in use" not in step]
+    assert said == ["hand the traced model to the bad exporter", f"about to {act}"]
 
 
 @pytest.mark.usefixtures("misbehaving")

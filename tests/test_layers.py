@@ -30,7 +30,7 @@ PIPELINE = {
     "exporting",
     "isolation",
 }
-TOP = {"divergence", "drafting", "pipeline", "speedup", "multiformat", "cli", ""}
+TOP = {"divergence", "drafting", "pipeline", "preflight", "repro", "speedup", "multiformat", "cli", ""}
 ROWS = (
     (BASE, {"PIL", "tokenizers"}),
     (RUN, set[str]()),

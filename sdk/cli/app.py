@@ -8,7 +8,7 @@ import traceback
 
 import typer
 
-from edgekit.cli import export, inspect, measure, run_input
+from edgekit.cli import analyze, export, inspect, measure, run_input
 from edgekit.errors import EdgekitError, InvalidInput
 from edgekit.toolchains import torch_missing
 
@@ -25,6 +25,7 @@ app = typer.Typer(
 for verb in (
     export.export,
     export.plan,
+    analyze.analyze,
     inspect.verify,
     run_input.run,
     measure.profile,

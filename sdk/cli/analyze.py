@@ -1,0 +1,77 @@
+"""`edgekit analyze`."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from edgekit.cli import options as given
+from edgekit.cli.output import progress, say, show_json
+from edgekit.errors import InvalidInput
+
+if TYPE_CHECKING:
+    from edgekit.preflight import Analysis
+
+
+@given.verb("analyze", "edgekit analyze -m model.py:make --format tflite\n\n"
+            "Next:  edgekit analyze -m model.py:make --format tflite --save-repro repro")  # fmt: skip
+def analyze(
+    model: given.ModelRef,
+    format: given.Format = "all",
+    input: given.Inputs = None,
+    dynamic: given.Dynamic = None,
+    every: Annotated[
+        bool, typer.Option("--every", help="List every op, not only those with something to say.")
+    ] = False,
+    save_repro: Annotated[
+        Path | None, typer.Option("--save-repro", help="Write the smallest failing submodule as a script here.")
+    ] = None,
+    trust_remote_code: given.TrustRemoteCode = False,
+    json: given.Json = False,
+    quiet: given.Quiet = False,
+) -> int:
+    """Say what each op of a model becomes in a format, at its source line, without converting.
+
+    Exits 1 when something needs a rewrite.
+    """
+    from edgekit import preflight, repro
+    from edgekit.multiformat import choose_formats
+    from edgekit.source import load
+
+    formats = choose_formats("all" if format == "auto" else format)
+    if save_repro and len(formats) > 1:
+        raise InvalidInput("--save-repro is for one format: add --format")
+    with progress(quiet) as step:
+        step(f"load {model}")
+        loaded = load(model, inputs=input or (), dynamic=dynamic or (), trust_remote_code=trust_remote_code)
+        found = [preflight.analyze(loaded, name, progress=step) for name in formats]
+        saved = repro.save_repro(loaded, formats[0], save_repro, progress=step) if save_repro else None
+    if json:
+        show_json(found)
+    else:
+        for analysis in found:
+            _show(analysis, every)
+    if save_repro and not json:
+        say(f"{save_repro}/repro.py fails like '{saved}'" if saved is not None else "nothing fails: no script written")
+    return 0 if all(analysis.converts for analysis in found) else 1
+
+
+def _show(analysis: Analysis, every: bool) -> None:
+    counts = Counter(op.verdict for op in analysis.ops)
+    say(f"{analysis.format}: " + (", ".join(f"{count} {verdict}" for verdict, count in counts.items()) or "not traced"))
+    if analysis.error:
+        say(f"  {analysis.error}")
+    groups: dict[tuple[str, ...], list[str]] = {}
+    for op in analysis.ops:
+        if every or op.reason:
+            place = f"{op.module or 'the model itself'} ({op.source or 'no source line'})"
+            groups.setdefault((op.verdict, op.op, op.reason, op.fix), []).append(place)
+    for (verdict, name, reason, fix), places in groups.items():
+        say(f"  {verdict}: {name}" + (f": {reason}" if reason else ""))
+        for place, count in Counter(places).items():
+            say(f"    at {place}" + (f" x{count}" if count > 1 else ""))
+        if fix:
+            say(f"    fix: {fix}")
