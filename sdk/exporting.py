@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import errno
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from io import RawIOBase
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import IO, Literal, Protocol, cast
 
 import numpy as np
 import torch
@@ -87,13 +86,15 @@ class ExportJob:
         (folder / "job.json").write_text(facts.to_json(), encoding="utf-8")
         samples = {f"{i}.{name}": array for i, sample in enumerate(self.calibration) for name, array in sample.items()}
         np.savez(folder / "calibration.npz", **samples)  # type: ignore[arg-type]
-        try:
-            torch.export.save(self.program, folder / "program.pt2")
-        except Exception as error:  # torch.export raises dozens of types
-            if "PytorchStreamWriter failed writing" in str(error):
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from error
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise UnsupportedModel(f"torch.export cannot store the traced '{self.name}': {reason}") from error
+        with (folder / "program.pt2").open("wb", buffering=0) as stream:
+            sink = _Sink(stream)
+            try:
+                torch.export.save(self.program, cast(IO[bytes], sink))  # it only calls `write`
+            except Exception as error:  # torch.export raises dozens of types
+                reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+                raise UnsupportedModel(f"torch.export cannot store the traced '{self.name}': {reason}") from error
+        if sink.error:
+            raise sink.error
 
     @classmethod
     def load(cls, folder: Path) -> ExportJob:
@@ -109,6 +110,24 @@ class ExportJob:
             calibration=tuple(samples[index] for index in sorted(samples)),
             **{field: getattr(facts, field) for field in _Facts.__struct_fields__},
         )
+
+
+class _Sink:
+    """Remembers the first failed write instead of raising: torch's writer aborts the process when one fails."""
+
+    def __init__(self, stream: RawIOBase) -> None:
+        self._stream = stream
+        self.error: OSError | None = None
+
+    def write(self, content: bytes | memoryview) -> int:
+        """Write all of it, or note why not."""
+        view = memoryview(content)
+        while self.error is None and len(view):
+            try:
+                view = view[self._stream.write(view) :]
+            except OSError as error:
+                self.error = error
+        return memoryview(content).nbytes
 
 
 class _Facts(Value, frozen=True, kw_only=True):
