@@ -18,6 +18,7 @@ from edgekit.compression import CompressedModel, Progress, Quantization
 from edgekit.errors import UnsupportedModel
 from edgekit.graph import module_path, op_nodes, source_line
 from edgekit.processing import Arrays
+from edgekit.quiet import quiet
 from edgekit.types import Precision, TensorSpec, Value
 
 
@@ -89,7 +90,8 @@ class ExportJob:
         with (folder / "program.pt2").open("wb", buffering=0) as stream:
             sink = _Sink(stream)
             try:
-                torch.export.save(self.program, cast(IO[bytes], sink))  # it only calls `write`
+                with quiet():
+                    torch.export.save(self.program, cast(IO[bytes], sink))  # it only calls `write`
             except Exception as error:  # torch.export raises dozens of types
                 reason = (str(error).strip() or type(error).__name__).splitlines()[0]
                 raise UnsupportedModel(f"torch.export cannot store the traced '{self.name}': {reason}") from error

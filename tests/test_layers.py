@@ -30,7 +30,7 @@ PIPELINE = {
     "exporting",
     "isolation",
 }
-TOP = {"divergence", "drafting", "pipeline", "preflight", "repro", "speedup", "multiformat", "cli", ""}
+TOP = {"divergence", "drafting", "pipeline", "preflight", "repro", "bench", "speedup", "multiformat", "cli", ""}
 ROWS = (
     (BASE, {"PIL", "tokenizers"}),
     (RUN, set[str]()),

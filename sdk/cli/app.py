@@ -8,7 +8,7 @@ import traceback
 
 import typer
 
-from edgekit.cli import analyze, export, inspect, measure, run_input
+from edgekit.cli import analyze, bench, export, inspect, measure, run_input
 from edgekit.errors import EdgekitError, InvalidInput
 from edgekit.toolchains import torch_missing
 
@@ -37,6 +37,7 @@ for verb in (
 ):
     name, epilog = getattr(verb, "cli")  # noqa: B009  set by `edgekit.cli.options.verb`
     app.command(name, epilog=epilog)(verb)
+app.add_typer(bench.app, name="bench")
 
 
 def run(arguments: list[str]) -> int:

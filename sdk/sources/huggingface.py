@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from edgekit.errors import InvalidInput, ToolchainMissing, UnsupportedModel
 from edgekit.model import Loaded, LoadOptions, with_names
 from edgekit.processing import ClassLabels, ImagePreprocess, Postprocess, Preprocess, TextPreprocess
+from edgekit.quiet import quiet
 
 TOKENS = 128  # sequence length of token models, unless they take fewer
 AUTO_CLASSES = {  # ending of the architecture's name -> transformers auto class
@@ -82,7 +83,8 @@ class _Plain(nn.Module):
 def pretrained(folder: Path, auto_class: str, **options: Any) -> nn.Module:
     """A transformers model from a local folder's safetensors, in float32, loaded without a word on the terminal."""
     try:
-        import transformers
+        with quiet():  # it imports what else is installed, and that talks
+            import transformers
     except ImportError as error:
         raise ToolchainMissing("Hugging Face folders need transformers: pip install 'edgekit[huggingface]'") from error
     log = transformers.utils.logging

@@ -1,0 +1,1 @@
+"""What `edgekit bench NAME` runs: one file each."""

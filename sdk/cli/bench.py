@@ -1,0 +1,45 @@
+"""`edgekit bench`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from edgekit.cli import options as given
+from edgekit.cli.output import progress, say, show_json, show_table
+
+app = typer.Typer(help="Reproduce the tables of the documentation on this machine.", no_args_is_help=True)
+
+
+@app.command("export-matrix", epilog="Example:  edgekit bench export-matrix --models unet --formats onnx,tflite")
+def export_matrix(
+    models: Annotated[str, typer.Option("--models", help="Names with commas; all when left out.")] = "",
+    formats: Annotated[str, typer.Option("--formats", help="Names with commas; all when left out.")] = "",
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Write the cells here as JSON too.")] = None,
+    json: given.Json = False,
+    quiet: given.Quiet = False,
+) -> int:
+    """Export every architecture to every format, in float and in 8 bits: what converts, parity, delegation."""
+    import msgspec
+
+    from edgekit.bench import export_matrix as matrix
+    from edgekit.multiformat import choose_formats
+
+    chosen = choose_formats(formats) if formats else ()
+    with progress(quiet) as step:
+        cells = matrix.run([name for name in models.split(",") if name], chosen, step)
+    if output:
+        output.write_bytes(msgspec.json.format(msgspec.json.encode(cells), indent=1) + b"\n")
+    if json:
+        show_json(cells)
+        return 0
+    show_table(*matrix.table(cells))
+    for cell in cells:
+        if cell.reason:
+            say(
+                f"{cell.model} {cell.format} {cell.precision}: {cell.reason}"
+                + f" ({cell.upstream})" * bool(cell.upstream)
+            )
+    return 0
