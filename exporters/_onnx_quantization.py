@@ -48,6 +48,7 @@ def _quantize_dynamic(scheme: Quantization, source: Path, out: Path, large: bool
     progress("quantise weights")
     proto = toolchain().load(source)
     split_gemm(proto)
+    kept = _float_nodes(proto, scheme.keep_float)
     save(proto, source, large)
     del proto  # quantize_dynamic reads the file again
     with quiet():
@@ -57,6 +58,7 @@ def _quantize_dynamic(scheme: Quantization, source: Path, out: Path, large: bool
             op_types_to_quantize=list(DYNAMIC_OPS),
             weight_type=QuantType.QInt8,
             per_channel=scheme.per_channel,
+            nodes_to_exclude=kept,
             use_external_data_format=large,
         )
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 from edgekit.dataset import Dataset
-from edgekit.errors import InvalidInput
+from edgekit.errors import InvalidInput, unknown_name
 from edgekit.model import Model
 from edgekit.profile import DeviceProfile
 from edgekit.types import Change, DType, Precision, TensorSpec, Value
@@ -152,6 +152,13 @@ def record(step: Pass, tensor: TensorSpec, stored: Tensor, reason: str | None, a
 def tensor_spec(name: str, tensor: Tensor) -> TensorSpec:
     """The spec of a parameter."""
     return TensorSpec(name=name, dtype=str(tensor.dtype).removeprefix("torch."), shape=tuple(tensor.shape))  # type: ignore[arg-type]
+
+
+def check_modules(paths: Sequence[str], model: CompressedModel) -> None:
+    """Raise `UnknownName` for a path that is no module of the model."""
+    known = [path for path, _ in model.model.module.named_modules() if path]
+    if wrong := [path for path in paths if path not in known]:
+        raise unknown_name("module of this model", wrong[0], known)
 
 
 def need_calibration(step: Pass, context: PassContext) -> Dataset:

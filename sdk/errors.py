@@ -21,6 +21,8 @@ from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 from typing import ClassVar
 
+SHOWN = 40  # names in a message
+
 
 class EdgekitError(Exception):
     """Any error with a message meant for the person at the keyboard."""
@@ -78,4 +80,5 @@ def unknown_name(kind: str, name: str, known: Iterable[str], aliases: Mapping[st
     spellings = {choice: choice for choice in choices} | {alias.lower(): to for alias, to in (aliases or {}).items()}
     near = get_close_matches(name.lower(), spellings, n=1, cutoff=0.5)
     hint = f" Did you mean '{spellings[near[0]]}'?" if near else ""
-    return UnknownName(f"no {kind} is called '{name}'.{hint} There are: {', '.join(choices) or 'none'}.")
+    more = f" and {len(choices) - SHOWN} more" if len(choices) > SHOWN else ""
+    return UnknownName(f"no {kind} is called '{name}'.{hint} There are: {', '.join(choices[:SHOWN]) or 'none'}{more}.")

@@ -13,7 +13,8 @@ from torch import nn
 
 from edgekit.compression import CompressedModel, PassContext
 from edgekit.dataset import Dataset, load_dataset
-from edgekit.errors import InvalidInput
+from edgekit.drafting import ExportOptions
+from edgekit.errors import InvalidInput, UnknownName
 from edgekit.graph import capture
 from edgekit.model import Model
 from edgekit.passes.correct_bias import CorrectBias
@@ -21,6 +22,8 @@ from edgekit.passes.float16 import Float16
 from edgekit.passes.fold_batch_norm import FoldBatchNorm
 from edgekit.passes.int8_dynamic import Int8Dynamic
 from edgekit.passes.int8_static import Int8Static, round_weight
+from edgekit.passes.int8_weight_only import Int8WeightOnly
+from edgekit.pipeline import export
 from edgekit.profile import find_device
 from edgekit.source import load
 
@@ -167,3 +170,50 @@ class _Twice(nn.Module):
 def test_layers_that_are_shared_or_do_more_are_never_folded(norms: int, kind: type[nn.BatchNorm2d]) -> None:
     model = load(_Twice(norms, kind).eval(), torch.rand(1, 3, 8, 8))
     assert FoldBatchNorm().apply(CompressedModel(model=model), context(model)).changes == ()
+
+
+class Positions(nn.Module):
+    """A linear layer, and coordinates that go through a fixed matrix into a sine, as SAM encodes points."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mix = nn.Linear(16, 16)
+        self.encode = Fourier()
+
+    def forward(self, x: torch.Tensor, points: torch.Tensor) -> torch.Tensor:
+        return self.mix(x) + self.encode(points)
+
+
+class Fourier(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("frequencies", torch.randn(2, 16) * 10)
+
+    def forward(self, points: torch.Tensor) -> torch.Tensor:
+        return torch.sin(points @ self.frequencies)
+
+
+def test_matrices_that_are_no_layers_weight_stay_float_in_dynamic_int8(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = load(Positions().eval(), (torch.randn(4, 16), torch.rand(4, 2)))
+    decided = Int8Dynamic().apply(CompressedModel(model=model), context(model)).quantization
+    assert decided is not None
+    assert decided.keep_float == ("encode",)
+    options = ExportOptions(format="onnx", precision="int8-dynamic", measure=False)
+    bundle = export(model, "raspberrypi5", tmp_path / "out", options)
+    assert bundle.manifest.precision.quantized_ops == 1
+    assert bundle.manifest.precision.float_ops == 1
+    assert bundle.manifest.parity is not None
+    assert bundle.manifest.parity.sqnr_db is not None
+    assert bundle.manifest.parity.sqnr_db > 35  # 8 bits in the sine's argument leave about 15
+
+
+@pytest.mark.parametrize(
+    "step",
+    [Int8Static(keep_float=("steam",)), Int8Dynamic(keep_float=("steam",)), Int8WeightOnly(keep_float=("steam",))],
+)
+def test_a_module_to_keep_that_is_not_there_is_refused_with_the_nearest(step: Pass, pixels_npz: Path) -> None:
+    model = load(f"{MODELS}:small_conv")
+    data = samples(model, pixels_npz)
+    with pytest.raises(UnknownName, match=r"no module of this model is called 'steam'\. Did you mean 'stem'"):
+        step(keep_float=("steam",)).apply(CompressedModel(model=model, calibration=data), context(model, data))

@@ -6,8 +6,10 @@ from dataclasses import replace
 from typing import ClassVar
 
 from torch import nn
+from torch.export import ExportedProgram
 
-from edgekit.compression import CompressedModel, Pass, PassContext, Quantization, record, tensor_spec
+from edgekit.compression import CompressedModel, Pass, PassContext, Quantization, check_modules, record, tensor_spec
+from edgekit.graph import module_path, op_nodes
 from edgekit.profile import DeviceProfile
 from edgekit.types import Precision, TensorSpec
 
@@ -16,18 +18,24 @@ class Int8Dynamic(Pass, frozen=True, kw_only=True, tag="int8_dynamic"):
     """Linear layers and embeddings in int8, one scale per output channel of a linear layer.
 
     What transformer encoders need: their activations have rare large values that a fixed range cannot hold (static int8
-    MiniLM falls to cosine 0.36). Convolutions stay float: runtimes have no fast dynamic kernels for them.
+    MiniLM falls to cosine 0.36). Convolutions stay float: runtimes have no fast dynamic kernels for them. Products with
+    a matrix that is no layer's weight do too: they are often positions on their way into a sine, where 8 bits are noise
+    (SAM with random weights: 11 dB became 29).
     """
 
     decides: ClassVar[Precision | None] = "int8-dynamic"
     per_channel: bool = True
+    keep_float: tuple[str, ...] = ()  # module paths
 
     def reject(self, tensor: TensorSpec, device: DeviceProfile) -> str | None:
         """Only float matrices are quantised."""
+        if tensor.name.rpartition(".")[0] in self.keep_float:
+            return "listed in keep_float"
         return None if len(tensor.shape) == 2 else "not a matrix: no dynamic int8 kernel takes it"
 
     def apply(self, model: CompressedModel, context: PassContext) -> CompressedModel:
         """Decide the scheme."""
+        check_modules(self.keep_float, model)
         changes = []
         for path, layer in model.model.module.named_modules():
             if not isinstance(layer, nn.Linear | nn.Embedding | nn.Conv1d | nn.Conv2d):
@@ -37,9 +45,25 @@ class Int8Dynamic(Pass, frozen=True, kw_only=True, tag="int8_dynamic"):
                 reason = self.reject(spec, context.device)
                 changes.append(record(self, spec, tensor, reason, "int8", tensor.numel()))
         scheme = Quantization(
-            scheme="dynamic", weight_dtype="int8", activation_dtype="uint8", per_channel=self.per_channel
+            scheme="dynamic",
+            weight_dtype="int8",
+            activation_dtype="uint8",
+            per_channel=self.per_channel,
+            keep_float=tuple(dict.fromkeys((*self.keep_float, *_bare_products(context.program)))),
         )
         return replace(model, changes=(*model.changes, *changes), quantization=scheme)
+
+
+def _bare_products(program: ExportedProgram) -> list[str]:
+    """Modules that multiply with a constant matrix by themselves, not through a linear layer."""
+    signature = program.graph_signature
+    stored = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
+    return [
+        module_path(node)
+        for node in op_nodes(program.graph)
+        if str(node.target).startswith(("aten.matmul.", "aten.mm.", "aten.bmm."))
+        and any(source.name in stored for source in node.all_input_nodes)
+    ]
 
 
 PASS = Int8Dynamic

@@ -15,6 +15,7 @@ from edgekit.compression import (
     PassContext,
     Quantization,
     WeightLayer,
+    check_modules,
     need_calibration,
     record,
     run_hooked,
@@ -56,6 +57,7 @@ class Int8Static(Pass, frozen=True, kw_only=True, tag="int8_static"):
     def apply(self, model: CompressedModel, context: PassContext) -> CompressedModel:
         """Decide the scheme; the exporter finds the ranges with its own observers and kernels in mind."""
         data = need_calibration(self, context)
+        check_modules(self.keep_float, model)
         changes = []
         axis = "per_channel axis 0" if self.per_channel else "per_tensor"
         for path, layer in weight_layers(model.model.module):

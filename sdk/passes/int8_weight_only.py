@@ -12,6 +12,7 @@ from edgekit.compression import (
     Pass,
     PassContext,
     Quantization,
+    check_modules,
     record,
     tensor_spec,
 )
@@ -36,6 +37,7 @@ class Int8WeightOnly(Pass, frozen=True, kw_only=True, tag="int8_weight_only"):
 
     def apply(self, model: CompressedModel, context: PassContext) -> CompressedModel:
         """Decide the scheme."""
+        check_modules(self.keep_float, model)
         changes = []
         for path, layer in model.model.module.named_modules():
             if not isinstance(layer, nn.Linear | nn.Embedding | nn.Conv1d | nn.Conv2d):
