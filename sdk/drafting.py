@@ -75,6 +75,8 @@ def draft(
             "a plan says precision, format and options already: give the plan, or --precision, --format and --option"
         )
     exporter_options(chosen)
+    if options.min_delegated is not None and not 0 <= options.min_delegated <= 100:
+        raise InvalidInput(f"--min-delegated is a percentage between 0 and 100, not {options.min_delegated:g}")
     if options.max_drop is not None and model.logits is None:
         raise InvalidInput("--max-drop counts top-1 answers, and this model has no class labels: use --min-sqnr-db")
     check_plan(chosen)

@@ -121,10 +121,11 @@ def _smallest(
     path: str, found: _Failure, calls: Mapping[str, _Call], failure: Callable[[str], _Failure | None]
 ) -> tuple[str, _Failure]:
     """Descend into the first child that fails on its own, until none does."""
-    prefix = f"{path}." if path else ""
-    children = [other for other in calls if other.startswith(prefix) and other.removeprefix(prefix).count(".") == 0]
-    for child in children:
-        if child and (inner := failure(child)):
+    inside = [other for other in calls if other != path and other.startswith(f"{path}." if path else "")]
+    for child in inside:
+        if any(child.startswith(f"{other}.") for other in inside):
+            continue  # a grandchild; modules that are never called, such as lists, do not count as parents
+        if inner := failure(child):
             return _smallest(child, inner, calls, failure)
     return path, found
 
