@@ -40,6 +40,13 @@ TOOLCHAINS = (
     Toolchain(package="torch", minimum="2.9", below="3", extra="torch", purpose="load, compress and export models"),
     Toolchain(package="onnx", minimum="1.18", below="2", extra="onnx", purpose="write ONNX"),
     Toolchain(package="onnxscript", minimum="0.5", below=None, extra="onnx", purpose="convert PyTorch to ONNX"),
+    Toolchain(package="executorch", minimum="1.5", below="2", extra="executorch", purpose="write and run ExecuTorch"),
+    Toolchain(package="torchao", minimum="0.18", below=None, extra="executorch", purpose="quantise for ExecuTorch"),
+    Toolchain(package="ai-edge-litert", minimum="2.1", below="3", extra="litert", purpose="run TFLite bundles"),
+    Toolchain(
+        package="litert-torch", minimum="0.10", below="0.11", extra="tflite", purpose="convert PyTorch to TFLite"
+    ),
+    Toolchain(package="ai-edge-quantizer", minimum="0.10", below="0.11", extra="tflite", purpose="quantise TFLite"),
     Toolchain(package="transformers", minimum="4.56", below="6", extra="huggingface", purpose="Hugging Face folders"),
     Toolchain(package="safetensors", minimum="0.4", below="1", extra="huggingface", purpose="Hugging Face folders"),
     Toolchain(

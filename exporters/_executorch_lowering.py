@@ -1,0 +1,104 @@
+"""From a traced program to a .pte: partition for XNNPACK, plan memory, and remember why ops were left out."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch.export import ExportedProgram
+
+from edgekit.bundle import Fallback
+from edgekit.errors import ToolchainMissing, UnsupportedModel
+from edgekit.exporters._executorch_delegation import fallbacks, origins
+from edgekit.quiet import quiet
+
+PARTITIONER_LOG = "executorch.backends.xnnpack.partition"
+FUSING = ("AddConfig", "SubConfig", "MulConfig")
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Lowered:
+    """A program in ExecuTorch's own form."""
+
+    executorch: Any  # ExecutorchProgramManager
+    origins: tuple[Mapping[int, str], ...]  # of each partition: debug handle -> module path
+    fallbacks: tuple[Fallback, ...]
+
+
+def check_toolchain() -> None:
+    """Raise `ToolchainMissing` with the line that installs what is missing."""
+    try:
+        with quiet():
+            import executorch.exir  # noqa: F401
+            import torchao  # noqa: F401
+    except ImportError as error:
+        raise ToolchainMissing(
+            f"exporter 'executorch' needs {error.name}: pip install 'edgekit[executorch]'"
+        ) from error
+
+
+def lower(program: ExportedProgram, name: str, etrecord: bool) -> Lowered:
+    """Lower and plan memory. Raises `UnsupportedModel` with the toolchain's reason."""
+    from executorch.backends.xnnpack.utils.configs import get_transform_passes
+    from executorch.exir import to_edge_transform_and_lower
+
+    try:
+        with quiet(), _partitioner_reasons() as reasons:
+            partitioner = _partitioner()
+            edge = to_edge_transform_and_lower(
+                program,
+                transform_passes=get_transform_passes(),  # without copies that end a partition in every attention
+                partitioner=[partitioner],
+                generate_etrecord=etrecord,
+            )
+            partitioned = edge.exported_program()
+            left_out = fallbacks(partitioned, reasons, frozenset(partitioner.target_partitioner_configs))
+            return Lowered(origins=origins(partitioned), fallbacks=left_out, executorch=edge.to_executorch())
+    except Exception as error:  # exir raises its own, torch's and Python's types
+        lines = [line.strip() for line in str(error.__cause__ or error).splitlines() if line.strip()]
+        raise UnsupportedModel(f"executorch cannot lower '{name}': {(lines or [type(error).__name__])[0]}") from error
+
+
+def _partitioner() -> Any:
+    """XNNPACK's partitioner, told that quantised sums and products take a hardtanh along like a relu.
+
+    Its own settings know this of convolutions and linear layers only, although the pass that fuses treats all alike; a
+    sum followed by a ReLU6 would be computed in float.
+    """
+    from executorch.backends.xnnpack.partition.config import ALL_PARTITIONER_CONFIGS
+    from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
+
+    partitioner = XnnpackPartitioner(configs=ALL_PARTITIONER_CONFIGS)
+    for config in partitioner.target_partitioner_configs.values():
+        if type(config).__name__ in FUSING:
+            config.fused_acts = ["relu.default", "hardtanh.default"]
+    return partitioner
+
+
+@contextlib.contextmanager
+def _partitioner_reasons() -> Iterator[dict[str, str]]:
+    """Collect what the partitioner logs about nodes it leaves out; the last word on a node counts."""
+    found: dict[str, str] = {}
+
+    class Collector(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            said: Any = record.msg
+            if (node := getattr(said, "node", None)) is not None:
+                found[node.name] = said.reason
+
+    log, handler, disabled = logging.getLogger(PARTITIONER_LOG), Collector(), logging.root.manager.disable
+    level, propagate = log.level, log.propagate
+    log.addHandler(handler)
+    log.setLevel(logging.DEBUG)
+    log.propagate = False
+    logging.disable(logging.NOTSET)
+    try:
+        yield found
+    finally:
+        logging.disable(disabled)
+        log.removeHandler(handler)
+        log.setLevel(level)
+        log.propagate = propagate

@@ -1,0 +1,160 @@
+"""ExecuTorch on the CPU, with XNNPACK, through the Python binding of its C++ runtime.
+
+The binding needs torch, so this runtime is for the workstation that verifies a bundle; a board runs the same file with
+ExecuTorch's C++ runner. The threads of XNNPACK belong to the process: a session that asks for another number sets it
+for every open session of this format.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import tempfile
+from collections.abc import Callable, Iterator
+from importlib.metadata import version
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from edgekit.bundle import Bundle, Delegation
+from edgekit.errors import BundleCorrupt, InvalidInput, ToolchainMissing
+from edgekit.processing import Array, Arrays
+from edgekit.quiet import quiet
+from edgekit.session import CallLog, SessionStats, closed_run, counted_run
+from edgekit.types import TensorSpec
+
+FORMAT = "executorch"
+DISTRIBUTION = "executorch"
+METHOD = "forward"
+
+
+class ExecuTorchSession:
+    """One open model; see `edgekit.session.Session`."""
+
+    def __init__(self, bundle: Bundle, threads: int) -> None:
+        self.inputs: tuple[TensorSpec, ...] = bundle.manifest.inputs
+        self.outputs: tuple[TensorSpec, ...] = bundle.manifest.outputs
+        torch, binding = _binding()
+        with _native_log() as log:
+            if binding._threadpool_get_thread_count() != threads:
+                binding._unsafe_reset_threadpool(threads)
+            program, method = _load(binding, bundle, log)
+        self._log = CallLog()
+        self._program = program  # owns the mapped file that the method reads
+        self.run = counted_run(
+            _caller(torch, method, [spec.name for spec in self.inputs]),
+            self.inputs,
+            self.outputs,
+            bundle.manifest.dynamic,
+            self._log,
+        )
+
+    def stats(self) -> SessionStats:
+        """Calls and times so far."""
+        return self._log.stats()
+
+    def close(self) -> None:
+        """Free the model."""
+        self.run = closed_run
+        self._program = None
+
+    def __enter__(self) -> ExecuTorchSession:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+
+def open_session(bundle: Bundle, *, threads: int = 1) -> ExecuTorchSession:
+    """Map the bundle's model into memory and load its method `forward`."""
+    return ExecuTorchSession(bundle, threads)
+
+
+def delegation(bundle: Bundle, feeds: Arrays) -> Delegation:
+    """Which unit runs each op: fixed when the file was made, so nothing needs to run."""
+    if bundle.manifest.delegation is not None:
+        return bundle.manifest.delegation
+    from edgekit.runtimes._executorch_file import read_file
+
+    _binding()
+    return read_file(bundle.artifact_path).delegation()
+
+
+def _caller(torch: ModuleType, method: Any, names: list[str]) -> Callable[[Arrays], list[Array]]:
+    """What runs the method on arrays by name. The binding takes torch tensors, and copies its outputs."""
+    from_numpy, as_array = torch.from_numpy, np.asarray
+
+    def call(feeds: Arrays) -> list[Array]:
+        tensors = []
+        for name in names:
+            array = as_array(feeds[name], order="C")  # other strides would be read as another layout
+            tensors.append(from_numpy(array if array.flags.writeable else array.copy()))  # torch warns of the others
+        try:
+            outputs = method(tensors)
+        except RuntimeError as error:
+            raise InvalidInput(
+                f"executorch could not run the model on these inputs: {_first_line(error)}. Shapes and dtypes fit, so "
+                "look for values out of range, as an id beyond its table"
+            ) from error
+        return [output.numpy() for output in outputs]
+
+    return call
+
+
+def _binding() -> tuple[ModuleType, ModuleType]:
+    """torch and ExecuTorch's native module. `ToolchainMissing` where one cannot be imported."""
+    try:
+        with quiet(), _native_log():
+            import torch
+            from executorch.extension.pybindings import portable_lib
+    except ImportError as error:
+        raise ToolchainMissing("runtime 'executorch' is not installed: pip install 'edgekit[executorch]'") from error
+    return torch, portable_lib
+
+
+def _load(binding: ModuleType, bundle: Bundle, log: Callable[[], str]) -> tuple[Any, Any]:
+    """The mapped program and its method, checked against the manifest. `BundleCorrupt` where they do not fit."""
+    path, manifest = bundle.artifact_path, bundle.manifest
+    try:
+        program = binding._load_program(str(path), program_verification=binding.Verification.InternalConsistency)
+        method = program.load_method(METHOD)
+        meta = method.method_meta()
+        inputs = [meta.input_tensor_meta(index) for index in range(meta.num_inputs())]
+        found = meta.num_outputs()
+    except Exception as error:  # the binding raises RuntimeError, IndexError and ValueError
+        missing = re.findall(r"[Mm]issing operator: \[\d+\] (\S+)", log())
+        reason = f"it has no kernel for {', '.join(missing)}" if missing else _first_line(error)
+        raise BundleCorrupt(
+            f"executorch {version(DISTRIBUTION)} cannot load '{path}': {reason}. The bundle asks for "
+            f"{bundle.artifact.runtime_version_range}"
+        ) from error
+    if (len(inputs), found) != (len(manifest.inputs), len(manifest.outputs)):
+        raise BundleCorrupt(
+            f"'{path}' takes {len(inputs)} inputs and gives {found} outputs, its manifest names "
+            f"{len(manifest.inputs)} and {len(manifest.outputs)}"
+        )
+    return program, method
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__).rstrip(".")
+
+
+@contextlib.contextmanager
+def _native_log() -> Iterator[Callable[[], str]]:
+    """Keep what native code writes to the standard error out of the terminal; yields a function that reads it."""
+    with tempfile.TemporaryFile() as kept:
+        terminal = os.dup(2)
+        os.dup2(kept.fileno(), 2)
+
+        def read() -> str:
+            kept.seek(0)
+            return kept.read().decode(errors="replace")
+
+        try:
+            yield read
+        finally:
+            os.dup2(terminal, 2)
+            os.close(terminal)

@@ -1,0 +1,188 @@
+"""LiteRT on the CPU: `ai_edge_litert`, else the older `tflite_runtime`, which offers the same interpreter."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from importlib import import_module
+from typing import Any
+
+import numpy as np
+
+from edgekit.bundle import Bundle, Delegation
+from edgekit.errors import BundleCorrupt, InvalidInput, ToolchainMissing
+from edgekit.processing import Array, Arrays
+from edgekit.quiet import quiet_native
+from edgekit.runtimes._litert_delegation import delegated
+from edgekit.session import CallLog, SessionStats, closed_run, counted_run
+from edgekit.types import DynamicDim, TensorSpec
+
+FORMAT = "tflite"
+DISTRIBUTION = "ai-edge-litert"
+SIGNATURE = "serving_default"
+INTERPRETERS = ("ai_edge_litert.interpreter", "tflite_runtime.interpreter")
+OPTIONAL_OPERANDS = {"CONV_2D", "CONV_3D", "DEPTHWISE_CONV_2D", "TRANSPOSE_CONV", "FULLY_CONNECTED", "SVDF", "RNN",
+                     "LSTM", "UNIDIRECTIONAL_SEQUENCE_LSTM", "BIDIRECTIONAL_SEQUENCE_LSTM"}  # fmt: skip
+Edge = Callable[[Array], Array]  # between an array of the model's dtype and one of the file's
+
+
+class LitertSession:
+    """One open model; see `edgekit.session.Session`."""
+
+    def __init__(self, bundle: Bundle, threads: int) -> None:
+        self.inputs: tuple[TensorSpec, ...] = bundle.manifest.inputs
+        self.outputs: tuple[TensorSpec, ...] = bundle.manifest.outputs
+        interpreter = open_interpreter(bundle, threads)
+        call = _call(interpreter, *_edges(interpreter, bundle), bundle.manifest.dynamic)
+        self._log = CallLog()
+        self.run = counted_run(call, self.inputs, self.outputs, bundle.manifest.dynamic, self._log)
+
+    def stats(self) -> SessionStats:
+        """Calls and times so far."""
+        return self._log.stats()
+
+    def close(self) -> None:
+        """Free the model."""
+        self.run = closed_run
+
+    def __enter__(self) -> LitertSession:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+
+def open_session(bundle: Bundle, *, threads: int = 1) -> LitertSession:
+    """Load the bundle's model into LiteRT."""
+    return LitertSession(bundle, threads)
+
+
+def delegation(bundle: Bundle, feeds: Arrays) -> Delegation:
+    """Which ops XNNPACK took over, as LiteRT partitioned them, and why it left the others."""
+    interpreter = open_interpreter(bundle, 1)
+    call = _call(interpreter, *_edges(interpreter, bundle), bundle.manifest.dynamic)
+    call(feeds)
+    return delegated(interpreter)
+
+
+def open_interpreter(bundle: Bundle, threads: int) -> Any:
+    """An interpreter with the bundle's model and its tensors in place. Raises `ToolchainMissing`, `BundleCorrupt`."""
+    reasons = []
+    for name in INTERPRETERS:
+        try:
+            module = import_module(name)
+        except ImportError as error:
+            reasons.append(str(error))
+            continue
+        try:
+            with quiet_native():
+                interpreter = module.Interpreter(model_path=str(bundle.artifact_path), num_threads=threads)
+                _check_operands(interpreter)
+                interpreter.allocate_tensors()
+            return interpreter
+        except (ValueError, RuntimeError) as error:
+            raise BundleCorrupt(
+                f"{name.partition('.')[0]} cannot load '{bundle.artifact_path}': {error}. The bundle asks for "
+                f"{bundle.artifact.runtime_version_range}"
+            ) from error
+        except (SystemError, ImportError, AttributeError) as error:  # tflite_runtime imports fine beside numpy 2
+            reasons.append(f"{name} cannot run here: {error}")
+    raise ToolchainMissing(f"runtime 'litert' is not installed ({'; '.join(reasons)}): pip install 'edgekit[litert]'")
+
+
+def _check_operands(interpreter: Any) -> None:
+    """Raise `ValueError` for an op without an operand it cannot do without: some kernels end the process over it."""
+    for operation in interpreter._get_ops_details():
+        absent = [position for position, tensor in enumerate(operation["inputs"]) if tensor < 0]
+        if absent and (absent[0] == 0 or operation["op_name"] not in OPTIONAL_OPERANDS):
+            raise ValueError(f"op {operation['index']} ({operation['op_name']}) lacks its operand {absent[0]}")
+
+
+def _edges(
+    interpreter: Any, bundle: Bundle
+) -> tuple[list[tuple[str, int, Edge | None]], list[tuple[int, Edge | None]]]:
+    """For each input and output of the manifest its tensor in the file and what lies between them, if anything."""
+    if SIGNATURE not in interpreter.get_signature_list():
+        raise BundleCorrupt(f"'{bundle.artifact_path}' has no signature '{SIGNATURE}', by which its tensors are known")
+    runner = interpreter.get_signature_runner(SIGNATURE)
+    given, made = runner.get_input_details(), runner.get_output_details()
+    for spec, found in [*((s, given) for s in bundle.manifest.inputs), *((s, made) for s in bundle.manifest.outputs)]:
+        if spec.name not in found:
+            raise BundleCorrupt(f"'{bundle.artifact_path}' has no tensor '{spec.name}', which the manifest names")
+    feeds = [(s.name, given[s.name]["index"], _encode(s, given[s.name])) for s in bundle.manifest.inputs]
+    return feeds, [(made[s.name]["index"], _decode(s, made[s.name])) for s in bundle.manifest.outputs]
+
+
+def _encode(spec: TensorSpec, details: Any) -> Edge | None:
+    wanted, dtype = np.dtype(spec.dtype), np.dtype(details["dtype"])
+    if wanted == dtype:
+        return None
+    if wanted.kind == "f" and dtype.kind in "iu":
+        return partial(_quantize, dtype=dtype, **_step(details))
+    return partial(_cast, name=spec.name, dtype=dtype)
+
+
+def _decode(spec: TensorSpec, details: Any) -> Edge | None:
+    wanted, dtype = np.dtype(spec.dtype), np.dtype(details["dtype"])
+    if wanted == dtype:
+        return None
+    if wanted.kind == "f" and dtype.kind in "iu":
+        return partial(_dequantize, dtype=wanted, **_step(details))
+    return lambda array: array.astype(wanted)
+
+
+def _call(
+    interpreter: Any,
+    inputs: list[tuple[str, int, Edge | None]],
+    outputs: list[tuple[int, Edge | None]],
+    dynamic: tuple[DynamicDim, ...],
+) -> Callable[[Arrays], list[Array]]:
+    set_tensor, invoke, get_tensor = interpreter.set_tensor, interpreter.invoke, interpreter.get_tensor
+    shapes: dict[str, tuple[int, ...]] = {}
+
+    def call(feeds: Arrays) -> list[Array]:
+        for name, index, encode in inputs:
+            set_tensor(index, feeds[name] if encode is None else encode(feeds[name]))
+        try:
+            invoke()
+        except RuntimeError as error:  # an index beyond a table, for example
+            raise InvalidInput(f"LiteRT cannot compute with these inputs: {error}") from error
+        return [get_tensor(index) if decode is None else decode(get_tensor(index)) for index, decode in outputs]
+
+    def call_resized(feeds: Arrays) -> list[Array]:
+        nonlocal shapes
+        if shapes != (now := {name: feeds[name].shape for name, _, _ in inputs}):
+            for name, index, _ in inputs:
+                interpreter.resize_tensor_input(index, now[name])
+            interpreter.allocate_tensors()
+            shapes = now
+        return call(feeds)
+
+    return call_resized if dynamic else call
+
+
+def _step(details: Any) -> dict[str, Any]:
+    found = details["quantization_parameters"]
+    return {"scale": found["scales"][0], "zero_point": int(found["zero_points"][0])}
+
+
+def _quantize(array: Array, dtype: np.dtype[Any], scale: Any, zero_point: int) -> Array:
+    limits = np.iinfo(dtype)
+    steps: Array = np.clip(np.rint(array / scale) + zero_point, limits.min, limits.max).astype(dtype)
+    return steps
+
+
+def _dequantize(array: Array, dtype: np.dtype[Any], scale: Any, zero_point: int) -> Array:
+    values: Array = ((array.astype(np.float32) - zero_point) * scale).astype(dtype)
+    return values
+
+
+def _cast(array: Array, name: str, dtype: np.dtype[Any]) -> Array:
+    """The values in the file's narrower dtype."""
+    narrow = array.astype(dtype)
+    if dtype.kind == "i" and not np.array_equal(narrow, array):
+        raise InvalidInput(
+            f"input '{name}' holds {array.min()} to {array.max()}; TFLite computes with {dtype}, which ends at "
+            f"{np.iinfo(dtype).max}: keep ids in that range"
+        )
+    return narrow
