@@ -16,7 +16,6 @@ efficientnet_lite0.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
 from typing import Any
 

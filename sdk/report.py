@@ -91,26 +91,30 @@ def cells(row: Row) -> list[tuple[str, str]]:
 
 def comparison_table(report: Report) -> tuple[list[str], list[list[str]]]:
     """Column names and rows of several bundles side by side; a format that failed has its reason instead."""
-    columns = ["format", "precision", "size MB", "load ms", "p50 ms", "peak MB", "SQNR dB", "parity", "delegated"]
+    columns = ["format", "MB", "load ms", "p50 ms", "peak MB", "parity", "delegated"]
     rows = []
     for each in report.rows:
-        m, parity, where = each.measurement, each.parity, each.delegation
-        sqnr = parity.sqnr_db if parity else None
+        m, where = each.measurement, each.delegation
         rows.append(
             [
                 each.format,
-                each.precision,
                 f"{each.model_bytes / 1e6:.2f}",
                 f"{1e3 * m.load_s:.1f}" if m else "-",
                 f"{1e3 * m.latency.p50_s:.2f}" if m else "-",
                 f"{m.peak_rss_bytes / 1e6:.0f}" if m else "-",
-                f"{sqnr:.1f}" if sqnr is not None else "-",
-                "-" if parity is None else "ok" if parity.ok else "FAILED",
+                _parity_cell(each.parity),
                 f"{100 * where.delegated_share:.0f} % {where.unit}" if where else "-",
             ]
         )
     rows += [[failure.format, "FAILED", *["-"] * (len(columns) - 2)] for failure in report.failures]
     return columns, rows
+
+
+def _parity_cell(parity: Parity | None) -> str:
+    if parity is None:
+        return "-"
+    figure = "" if parity.sqnr_db is None else f" {parity.sqnr_db:.1f} dB"
+    return ("ok" if parity.ok else "FAILED") + figure
 
 
 def speedup_text(found: AgainstFloat) -> str:

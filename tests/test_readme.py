@@ -51,5 +51,4 @@ def test_the_gates_in_readme_are_those_in_the_code() -> None:
         assert tolerance.cosine_min is None or f"cosine >= {tolerance.cosine_min:g}" in row
         assert f"SQNR >= {tolerance.sqnr_db_min:g} dB" in row
         share = tolerance.top1_agreement_min
-        assert share is not None
-        assert ("same top-1" if share == 1 else f"{share:.0%} of".replace("%", " %")) in row
+        assert share is None or ("same top-1" if share == 1 else f"{share:.0%} of".replace("%", " %")) in row

@@ -198,6 +198,8 @@ def _show_formats(found: Report, output: Path, json: bool) -> int:
     if json:
         show_json(found)
     else:
+        for shown in found.rows[:1]:
+            say(f"{shown.model}  {shown.precision}  for {shown.device}, measured on this machine\n")
         show_table(*comparison_table(found))
         say("")
         lines = [(f"{r.format} against fp32", speedup_text(r.against_float)) for r in found.rows if r.against_float]
