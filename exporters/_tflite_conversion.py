@@ -69,6 +69,8 @@ def _lowered_program(job: ExportJob, layout: str) -> ExportedProgram:
         _take_channels_last(program)
     converted: ExportedProgram = core._run_convert_passes(program)
     _tag_nodes(converted, tags)
+    if job.quantization is not None and job.quantization.scheme == "dynamic":
+        _hold_norms(converted)
     return converted
 
 
@@ -122,6 +124,26 @@ def _tag_nodes(program: ExportedProgram, tags: dict[str, str]) -> None:
     for node in program.graph.nodes:
         if tag := tags.get(debuginfo.build_nodename_debuginfo(node) or ""):
             node.meta["nn_module_stack"] = {"": ("", tag)}
+
+
+def _hold_norms(program: ExportedProgram) -> None:
+    """Keep the factors of layer norms out of the matrices that follow.
+
+    Folded in, they leave the activations unscaled, whose outliers then eat the 8 bits: MiniLM had 24.3 dB, not 26.7.
+    """
+    from operator import getitem
+
+    from litert_torch.backend.optimization_barrier import optimization_barrier_op as barrier
+
+    for norm in [node for node in program.graph.nodes if "native_layer_norm" in str(node.target)]:
+        for output in [user for user in norm.users if user.target is getitem and user.args[1] == 0]:
+            with program.graph.inserting_after(output):  # one tensor alone comes back without its list
+                held = program.graph.call_function(barrier, ([output, output],))
+            with program.graph.inserting_after(held):
+                passed = program.graph.call_function(getitem, (held, 0))
+            output.replace_all_uses_with(passed, delete_user_cb=lambda user, held=held: user is not held)
+            held.meta, passed.meta = {**output.meta, "val": [output.meta["val"]] * 2}, dict(output.meta)
+    program.graph_module.recompile()
 
 
 def _to_flatbuffer(job: ExportJob, program: ExportedProgram) -> bytes:

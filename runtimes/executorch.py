@@ -67,6 +67,12 @@ class ExecuTorchSession:
         self.close()
 
 
+def load_backend() -> str:
+    """Import torch and ExecuTorch's native module, and return ExecuTorch's version."""
+    _binding()
+    return version(DISTRIBUTION)
+
+
 def open_session(bundle: Bundle, *, threads: int = 1) -> ExecuTorchSession:
     """Map the bundle's model into memory and load its method `forward`."""
     return ExecuTorchSession(bundle, threads)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from functools import partial
 from importlib import import_module
+from importlib.metadata import version
 from typing import Any
 
 import numpy as np
@@ -18,9 +20,8 @@ from edgekit.session import CallLog, SessionStats, closed_run, counted_run
 from edgekit.types import DynamicDim, TensorSpec
 
 FORMAT = "tflite"
-DISTRIBUTION = "ai-edge-litert"
 SIGNATURE = "serving_default"
-INTERPRETERS = ("ai_edge_litert.interpreter", "tflite_runtime.interpreter")
+INTERPRETERS = {"ai_edge_litert.interpreter": "ai-edge-litert", "tflite_runtime.interpreter": "tflite-runtime"}
 OPTIONAL_OPERANDS = {"CONV_2D", "CONV_3D", "DEPTHWISE_CONV_2D", "TRANSPOSE_CONV", "FULLY_CONNECTED", "SVDF", "RNN",
                      "LSTM", "UNIDIRECTIONAL_SEQUENCE_LSTM", "BIDIRECTIONAL_SEQUENCE_LSTM"}  # fmt: skip
 Edge = Callable[[Array], Array]  # between an array of the model's dtype and one of the file's
@@ -50,6 +51,15 @@ class LitertSession:
 
     def __exit__(self, *exc: object) -> None:
         self.close()
+
+
+def load_backend() -> str:
+    """Import the interpreter and return its version."""
+    for name, distribution in INTERPRETERS.items():
+        with contextlib.suppress(ImportError):
+            import_module(name)
+            return version(distribution)
+    raise ToolchainMissing("runtime 'litert' is not installed: pip install 'edgekit[litert]'")
 
 
 def open_session(bundle: Bundle, *, threads: int = 1) -> LitertSession:

@@ -16,7 +16,6 @@ from edgekit.session import CallLog, SessionStats, closed_run, counted_run
 from edgekit.types import TensorSpec
 
 FORMAT = "onnx"
-DISTRIBUTION = "onnxruntime"
 UNIT = "cpu"  # the execution provider that edgekit opens sessions with
 LAYOUT_OPS = {"Transpose", "ReorderInput", "ReorderOutput"}
 FLOAT_OPS = {"Conv", "FusedConv", "ConvTranspose", "MatMul", "FusedMatMul", "Gemm", "FusedGemm", "LSTM", "GRU"}
@@ -51,6 +50,11 @@ class OnnxSession:
 
     def __exit__(self, *exc: object) -> None:
         self.close()
+
+
+def load_backend() -> str:
+    """Import onnxruntime and return its version."""
+    return str(_package().__version__)
 
 
 def open_session(bundle: Bundle, *, threads: int = 1) -> OnnxSession:
@@ -94,12 +98,16 @@ def _unit(event: dict[str, Any]) -> str:
     return provider.removesuffix("ExecutionProvider").lower()
 
 
-def _options(threads: int) -> Any:
+def _package() -> Any:
     try:
         import onnxruntime
     except ImportError as error:
         raise ToolchainMissing("runtime 'onnxruntime' is not installed: pip install 'edgekit[onnxruntime]'") from error
-    options = onnxruntime.SessionOptions()
+    return onnxruntime
+
+
+def _options(threads: int) -> Any:
+    options = _package().SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.log_severity_level = 3  # errors only; they also raise
@@ -107,8 +115,7 @@ def _options(threads: int) -> Any:
 
 
 def _open(bundle: Bundle, options: Any) -> Any:
-    import onnxruntime
-
+    onnxruntime = _package()
     try:
         return onnxruntime.InferenceSession(bundle.artifact_path, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's exception types share no public base

@@ -125,7 +125,9 @@ class Runtime(Protocol):
     """What a module in `runtimes/` offers. Its file name is the runtime's name."""
 
     FORMAT: str  # the artifact format it runs
-    DISTRIBUTION: str  # the package that carries it
+
+    def load_backend(self) -> str:
+        """Import the backend and return its version. Raises `ToolchainMissing`."""
 
     def open_session(self, bundle: Bundle, *, threads: int = 1) -> Session:
         """Load the bundle's artifact. Raises `ToolchainMissing`, `BundleCorrupt`."""

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import json
 import sys
-from importlib.metadata import version
 from time import perf_counter
 
 import msgspec
@@ -27,7 +26,7 @@ def main(path: str, threads: str) -> None:
         bundle = Bundle.open(path)
         feeds = sample_feeds(bundle)
         runtime = registry.load(RUNTIMES, bundle.artifact.runtime)
-        __import__(runtime.DISTRIBUTION.replace("-", "_"))  # so that load_s is the model's, not the package's
+        backend = runtime.load_backend()  # so that load_s is the model's, not the package's
         start = perf_counter()
         session = open_session(bundle, threads=int(threads))
         loaded = perf_counter()
@@ -40,7 +39,7 @@ def main(path: str, threads: str) -> None:
         {
             "load_s": loaded - start,
             "first_run_s": first - loaded,
-            "runtime_version": version(runtime.DISTRIBUTION),
+            "runtime_version": backend,
             "state": msgspec.to_builtins(host_state()),
         }
     )

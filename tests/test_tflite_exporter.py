@@ -149,6 +149,16 @@ def test_dynamic_int8_leaves_convolutions_alone(tmp_path: Path) -> None:
     assert (precision.name, precision.quantized_ops, precision.float_ops) == ("int8-dynamic", 1, 2)
 
 
+def test_dynamic_int8_rounds_a_matrix_without_the_factors_of_the_norm_before_it(tmp_path: Path) -> None:
+    norm, linear = nn.LayerNorm(16), nn.Linear(16, 8)
+    with torch.no_grad():
+        norm.weight[3] = 100.0
+    model = load(nn.Sequential(norm, linear).eval(), torch.randn(1, 16))
+    tensors = open_interpreter(bundle_of(model, job_of(model, DYNAMIC), tmp_path), 1).get_tensor_details()
+    (scales,) = [t["quantization_parameters"]["scales"] for t in tensors if t["shape"].tolist() == [8, 16]]
+    np.testing.assert_allclose(scales, linear.weight.detach().abs().amax(1).numpy() / 127, rtol=1e-5)
+
+
 def test_weight_only_int8_rounds_weights_and_nothing_else(tmp_path: Path) -> None:
     model = load(f"{MODELS}:mlp")
     bundle = bundle_of(model, job_of(model, WEIGHT_ONLY), tmp_path)
@@ -175,6 +185,19 @@ def test_an_op_that_litert_cannot_run_is_refused_with_its_module(tmp_path: Path)
     model = load(nn.Sequential(nn.Linear(4, 4), Sorting(), nn.ReLU()).eval(), torch.randn(1, 4))
     with pytest.raises(UnsupportedModel, match=r"STABLEHLO_SORT \(in module '1'\).*no kernel"):
         tflite.export(job_of(model), tmp_path, tflite.Options(), STEPS)
+
+
+def test_analysis_tells_what_falls_back_and_what_needs_a_rewrite() -> None:
+    class Ranking(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x.cumsum(-1).sort(-1)[0] + torch.linalg.det(x @ x.mT)
+
+    job = job_of(load(nn.Sequential(nn.Linear(4, 4), Ranking()).eval(), torch.randn(4, 4)))
+    found = {(entry.op, entry.module): entry.verdict for entry in tflite.support(job)}
+    assert found["aten.cumsum.default", "1"] == "falls back"
+    assert found["aten.sort.default", "1"] == "needs a rewrite"
+    assert [op for (op, _), verdict in found.items() if "det" in op and verdict == "needs a rewrite"]
+    assert ("aten.linear.default", "0") in found
 
 
 def test_a_batch_may_vary(tmp_path: Path) -> None:

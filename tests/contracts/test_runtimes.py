@@ -47,6 +47,10 @@ def test_a_session_returns_named_arrays_and_counts_its_calls(bundle: Bundle, fee
     assert 0 < stats.p50_s <= stats.total_s
 
 
+def test_its_backend_loads_and_says_its_version(bundle: Bundle) -> None:
+    assert registry.load(RUNTIMES, bundle.artifact.runtime).load_backend()[0].isdigit()
+
+
 def test_outputs_are_the_callers_to_keep(bundle: Bundle, feeds: Arrays) -> None:
     with open_session(bundle) as session:
         first = session.run(feeds)
