@@ -9,7 +9,7 @@ export OMP_NUM_THREADS = 1
 export PYTHONSAFEPATH = 1
 export HF_HUB_OFFLINE = 1
 
-.PHONY: demo setup test lint typecheck unit runtime-only bench schema clean
+.PHONY: demo setup test lint typecheck unit runtime-only bench bench-formats matrix schema clean
 
 demo: .venv/demo.done  ## Export a real model for a Raspberry Pi 5, verify it, and label a photograph
 	$(BIN)/edgekit export -m zoo:efficientnet_lite0 -d raspberrypi5 --precision int8 -o out/demo --force
@@ -34,6 +34,12 @@ runtime-only: setup  ## The runtime half in a second environment without torch
 
 bench: setup  ## The figures README quotes, into benchmarks.json
 	$(BIN)/python tests/bench.py
+
+bench-formats: setup  ## Every format beside its toolchain's own recipe, into format_benchmarks.json
+	$(BIN)/python tests/bench_formats.py
+
+matrix: setup  ## Every architecture to every format, into export_matrix.json
+	$(BIN)/edgekit bench export-matrix --output tests/export_matrix.json
 
 schema: setup  ## Write the manifest's JSON Schema again after its types changed
 	$(BIN)/python -c "from edgekit.bundle import manifest_schema; print(manifest_schema(), end='')" > sdk/manifest.schema.json
