@@ -14,6 +14,7 @@ from pathlib import Path
 
 import msgspec
 import numpy as np
+from torch.export import ExportedProgram
 
 from edgekit import isolation, registry
 from edgekit.benchmark import measure
@@ -25,6 +26,7 @@ from edgekit.bundle import (
     Asset,
     Bundle,
     CalibrationRecord,
+    Delegation,
     Manifest,
     record_file,
     write_golden,
@@ -36,6 +38,7 @@ from edgekit.divergence import first_divergent, module_errors, worst
 from edgekit.drafting import DEFAULTS, Draft, ExportOptions, draft
 from edgekit.errors import DelegationMissed, EdgekitError, InvalidInput, OutputExists, ParityFailed, UnsupportedModel
 from edgekit.exporting import Exported, Exporter, ExportJob
+from edgekit.graph import module_path, op_nodes, source_line
 from edgekit.inference import RUNTIMES
 from edgekit.model import Model
 from edgekit.parity import TOLERANCES, ModuleError, Parity, Tolerance, with_gates
@@ -108,7 +111,9 @@ def _build(model: Model, made: Draft, partial: Path, options: ExportOptions, pro
         parity = _with_divergence(parity, module_errors(model, output_of, Bundle(partial, manifest), expose, feeds))
         if not options.force:
             raise ParityFailed(_parity_message(manifest, parity))
-    manifest = _with_delegation(msgspec.structs.replace(manifest, parity=parity), partial, references, options)
+    manifest = _with_delegation(
+        msgspec.structs.replace(manifest, parity=parity), partial, references, job.program, options
+    )
     _measure(manifest, partial, job, chosen, options, progress)
 
 
@@ -120,13 +125,16 @@ def _served(asked: References, given: tuple[TensorSpec, ...], wanted: tuple[Tens
     )
 
 
-def _with_delegation(manifest: Manifest, partial: Path, references: References, options: ExportOptions) -> Manifest:
+def _with_delegation(
+    manifest: Manifest, partial: Path, references: References, program: ExportedProgram, options: ExportOptions
+) -> Manifest:
     """Record where ops ran; raises `DelegationMissed` when too few ran on the unit meant for them."""
     (partial / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
     found = manifest.delegation
     if found is None:
         runtime = registry.load(RUNTIMES, manifest.artifacts[0].runtime)
         found = runtime.delegation(Bundle(partial, manifest), references.real[0][0])
+    found = _with_sources(found, program)
     least = options.min_delegated
     if least is not None and 100 * found.delegated_share < least and not options.force:
         raise DelegationMissed(
@@ -134,6 +142,13 @@ def _with_delegation(manifest: Manifest, partial: Path, references: References, 
             f"{fallback_text(found)}. See each with: edgekit analyze; or lower --min-delegated"
         )
     return msgspec.structs.replace(manifest, delegation=found)
+
+
+def _with_sources(found: Delegation, program: ExportedProgram) -> Delegation:
+    """Source lines for the fallbacks that name a PyTorch module; runtimes know no trace."""
+    lines = {module_path(node): source_line(node) for node in reversed(op_nodes(program.graph))}
+    located = tuple(msgspec.structs.replace(f, source=f.source or lines.get(f.where)) for f in found.fallbacks)
+    return msgspec.structs.replace(found, fallbacks=located)
 
 
 def _measure(

