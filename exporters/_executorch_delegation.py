@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import operator
-import re
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -14,10 +12,9 @@ from torch.export import ExportedProgram
 from torch.fx import Node
 
 from edgekit.bundle import Delegation, Fallback
-from edgekit.graph import module_path
+from edgekit.graph import module_path, source_line
 from edgekit.runtimes._executorch_file import WEIGHT_OPS, ProgramFile
 
-FRAME = re.compile(r'File "(.+?)", line (\d+)')
 PARTITION_CALL = "executorch_call_delegate"
 
 
@@ -52,13 +49,16 @@ def origins(program: ExportedProgram) -> tuple[Mapping[int, str], ...]:
 def fallbacks(program: ExportedProgram, reasons: Mapping[str, str], known: frozenset[str]) -> tuple[Fallback, ...]:
     """The ops left to portable kernels. `reasons` are the partitioner's by node, `known` the ops it has rules for."""
     return tuple(
-        Fallback(op=_op(node), where=_where(node), source=source_line(node), reason=_reason(node, reasons, known))
+        Fallback(
+            op=_op(node), where=_where(node), source=source_line(node), reason=fallback_reason(node, reasons, known)
+        )
         for node in program.graph.nodes
         if node.op == "call_function" and "." in _name(node) and node.target is not operator.getitem
     )
 
 
-def _reason(node: Node, reasons: Mapping[str, str], known: frozenset[str]) -> str:
+def fallback_reason(node: Node, reasons: Mapping[str, str], known: frozenset[str]) -> str:
+    """Why XNNPACK leaves a node to portable kernels: the partitioner's words, or what they mean."""
     given = reasons.get(node.name)
     if given and given != "invalid dtype":
         return given
@@ -82,11 +82,3 @@ def _name(node: Node) -> str:
 
 def _where(node: Node) -> str:
     return module_path(node) or node.name
-
-
-def source_line(node: Node) -> str | None:
-    """`model.py:41`, the innermost line outside of torch that made a node."""
-    torch_folder = str(Path(torch.__file__).parent)
-    frames = FRAME.findall(str(node.meta.get("stack_trace") or ""))
-    own = [(path, line) for path, line in frames if not path.startswith(torch_folder)]
-    return f"{Path(own[-1][0]).name}:{own[-1][1]}" if own else None

@@ -27,8 +27,10 @@ def editable(program: ExportedProgram) -> GraphModule:
     for node in list(module.graph.nodes):
         if node.target in CLAMPS:
             _rewrite_clamp(node)
-        elif node.target in (aten.pad.default, aten.constant_pad_nd.default):
+        elif is_zero_pad(node):
             _fold_pad(node)
+        elif node.target == aten.mean.dim:
+            _keep_axes(node)
     module.graph.eliminate_dead_code()
     module.recompile()
     return module
@@ -104,11 +106,10 @@ def _fold_pad(node: Node) -> None:
     """
     arguments: Any = node.args
     widths, reader = list(arguments[1]), only_reader(node)
-    mode, fill = _pad_fill(node)
-    if mode != "constant" or fill or reader is None or reader.target != aten.conv2d.default or len(widths) != 4:
+    if reader is None or reader.target != aten.conv2d.default or len(widths) != 4:
         return
     left, right, top, bottom = widths
-    if left != right or top != bottom or min(widths) < 0:
+    if left != right or top != bottom:
         return
     given: list[Any] = [*reader.args, *CONV2D_DEFAULTS[len(reader.args) :]]
     height, width = given[4] if len(given[4]) == 2 else given[4] * 2
@@ -116,10 +117,30 @@ def _fold_pad(node: Node) -> None:
     reader.args = tuple(given)
 
 
-def _pad_fill(node: Node) -> tuple[str, float]:
+def is_zero_pad(node: Node) -> bool:
+    """Whether a node adds zeros around height and width, as a convolution's kernel can."""
+    if node.target not in (aten.pad.default, aten.constant_pad_nd.default):
+        return False
     names = ("value",) if node.target == aten.constant_pad_nd.default else ("mode", "value")
     given: dict[str, Any] = dict(zip(names, node.args[2:], strict=False)) | dict(node.kwargs)
-    return given.get("mode", "constant"), given.get("value") or 0.0
+    widths: Any = node.args[1]
+    inside = len(widths) <= 2 * (node.meta["val"].dim() - 2) and all(width >= 0 for width in widths)
+    return inside and given.get("mode", "constant") == "constant" and not given.get("value")
+
+
+def _keep_axes(node: Node) -> None:
+    """A mean over height and width that drops them -> one that keeps them, which XNNPACK has, and a view."""
+    arguments: Any = node.args
+    source, over, keeps = arguments[0], arguments[1], len(arguments) > 2 and arguments[2]
+    sizes, value = source.meta["val"].shape, node.meta["val"]
+    static = all(isinstance(size, int) for size in value.shape)
+    if keeps or not is_float(source) or len(sizes) != 4 or sorted(axis % 4 for axis in over) != [2, 3] or not static:
+        return
+    with node.graph.inserting_after(node):
+        view = node.graph.call_function(aten.view.default, (node, list(value.shape)))
+    node.replace_all_uses_with(view, delete_user_cb=lambda reader: reader is not view)
+    view.meta = dict(node.meta)
+    node.args, node.meta["val"] = (source, over, True), value[..., None, None]
 
 
 def _dynamic_shapes(program: ExportedProgram) -> dict[str, dict[int, Dim]] | None:

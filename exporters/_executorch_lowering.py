@@ -13,9 +13,11 @@ from torch.export import ExportedProgram
 from edgekit.bundle import Fallback
 from edgekit.errors import ToolchainMissing, UnsupportedModel
 from edgekit.exporters._executorch_delegation import fallbacks, origins
+from edgekit.graph import op_nodes
 from edgekit.quiet import quiet
 
 PARTITIONER_LOG = "executorch.backends.xnnpack.partition"
+EXPANDING = ("matmul", "bmm", "expand", "scaled_dot_product_attention")
 FUSING = ("AddConfig", "SubConfig", "MulConfig")
 
 
@@ -46,11 +48,11 @@ def lower(program: ExportedProgram, name: str, etrecord: bool) -> Lowered:
     from executorch.exir import to_edge_transform_and_lower
 
     try:
-        with quiet(), _partitioner_reasons() as reasons:
-            partitioner = _partitioner()
+        with quiet(), partitioner_reasons() as reasons:
+            partitioner = make_partitioner()
             edge = to_edge_transform_and_lower(
                 program,
-                transform_passes=get_transform_passes(),  # without copies that end a partition in every attention
+                transform_passes=get_transform_passes() if _expands(program) else None,
                 partitioner=[partitioner],
                 generate_etrecord=etrecord,
             )
@@ -62,7 +64,12 @@ def lower(program: ExportedProgram, name: str, etrecord: bool) -> Lowered:
         raise UnsupportedModel(f"executorch cannot lower '{name}': {(lines or [type(error).__name__])[0]}") from error
 
 
-def _partitioner() -> Any:
+def _expands(program: ExportedProgram) -> bool:
+    """Whether copies may come up that change nothing and end a partition, as in every attention; looking costs time."""
+    return any(str(node.target).split(".")[1] in EXPANDING for node in op_nodes(program.graph))
+
+
+def make_partitioner() -> Any:
     """XNNPACK's partitioner, told that quantised sums and products take a hardtanh along like a relu.
 
     Its own settings know this of convolutions and linear layers only, although the pass that fuses treats all alike; a
@@ -79,7 +86,7 @@ def _partitioner() -> Any:
 
 
 @contextlib.contextmanager
-def _partitioner_reasons() -> Iterator[dict[str, str]]:
+def partitioner_reasons() -> Iterator[dict[str, str]]:
     """Collect what the partitioner logs about nodes it leaves out; the last word on a node counts."""
     found: dict[str, str] = {}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import nn
@@ -79,7 +80,8 @@ def _quantize_int4(module: GraphModule, scheme: Quantization) -> GraphModule:
     module.delete_all_unused_submodules()
     module.recompile()
     granularity = PerAxis(0) if group is None else PerGroup(group)
-    config = Int8DynamicActivationIntxWeightConfig(weight_dtype=torch.int4, weight_granularity=granularity)
+    int4: Any = getattr(torch, "int4")  # noqa: B009  torch's stubs do not know it
+    config = Int8DynamicActivationIntxWeightConfig(weight_dtype=int4, weight_granularity=granularity)
     with quiet(), torch.no_grad():
         quantize_(module, config, filter_fn=lambda layer, name: layer in layers.values())
     return module

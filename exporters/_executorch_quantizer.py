@@ -16,7 +16,6 @@ efficientnet_lite0.
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import torch
@@ -29,15 +28,15 @@ from torchao.quantization.pt2e.quantizer import (
     SharedQuantizationSpec,
 )
 
-from edgekit.exporters._executorch_graph import CONVOLUTIONS, aten, fused_clamp, is_float, only_reader
+from edgekit.exporters._executorch_graph import FUSED, PRODUCTS, aten, fused_clamp, is_float, is_zero_pad, only_reader
 from edgekit.graph import module_path
 
 KEY = "quantization_annotation"
-PADS = (aten.pad.default, aten.constant_pad_nd.default)
-VIEWS = (aten.view.default, aten.reshape.default, aten.flatten.using_ints, aten.squeeze.dim, aten.squeeze.dims,
-         aten.unsqueeze.default, aten.dropout.default, aten.contiguous.default, aten.clone.default)  # fmt: skip
-SHARING = (*VIEWS, aten.max_pool2d.default, aten.permute.default, aten.transpose.int, aten.slice.Tensor,
-           aten.relu.default, aten.hardtanh.default, aten.clamp.default)  # fmt: skip
+VIEWS = (aten.view.default, aten.reshape.default, aten.flatten.using_ints, aten.unflatten.int, aten.squeeze.dim,
+         aten.squeeze.dims, aten.unsqueeze.default, aten.dropout.default, aten.contiguous.default,
+         aten.clone.default)  # fmt: skip
+PASSING = (*VIEWS, aten.max_pool2d.default, aten.permute.default, aten.transpose.int, aten.slice.Tensor)
+SHARING = (*PASSING, *FUSED, aten.clamp.default)
 SMALLEST_SCALE = 2**-12  # XNNPACK's requantisation holds no smaller ones
 WIDTH = 255  # steps of 8 bits
 
@@ -135,46 +134,53 @@ class StaticQuantizer(Quantizer):  # type: ignore[misc]
     def validate(self, model: GraphModule) -> None:
         """The rules fit XNNPACK by construction."""
 
-    def product(self, node: Node, weight_axis: int = 0) -> None:
+    def product(self, node: Node) -> None:
         """A convolution or linear layer."""
-        source, weight = node.args[0], node.args[1]
-        if not is_float(source) or not _is_constant(weight):
+        source, weight = _operands(node)
+        if not is_float(source) or weight.op != "get_attr":
             return
         if node.target == aten.linear.default and self.float_answers and _is_answer(node) and self.per_channel:
             annotate_dynamic(node)
             return
-        specs = {weight: _weight(self.per_channel, weight_axis)}
-        pad = source if source.target in PADS and only_reader(source) is node else None  # type: ignore[union-attr]
-        if pad is not None and node.target in CONVOLUTIONS:  # the kernel pads with the zero point of its input
-            _mark(pad, {pad.args[0]: observed(pad.args[0])})
+        specs = {weight: self._weight(node)}
+        if is_zero_pad(source) and only_reader(source) is node and node.target in PADDED:
+            padded = source.args[0]  # the kernel pads with the zero point of what it reads
+            _mark(source, {padded: observed(padded)})
         else:
             specs[source] = observed(source)
         _mark_with_clamp(node, specs)
 
+    def _weight(self, node: Node) -> QuantizationSpec:
+        """Output channels are on axis 0, of transposed convolutions on axis 1; grouped ones of these have one scale."""
+        if node.target != aten.conv_transpose2d.input:
+            return _weight(self.per_channel)
+        groups = node.args[6] if len(node.args) > 6 else 1
+        return _weight(self.per_channel and bool(groups == 1), axis=1)
+
     def binary(self, node: Node) -> None:
         """A sum, difference or product of two tensors."""
-        if all(is_float(source) for source in node.args[:2]) and not node.kwargs:
-            _mark_with_clamp(node, {source: observed(source) for source in node.args[:2]})
+        sources = _operands(node)
+        if all(is_float(source) for source in sources) and not node.kwargs:
+            _mark_with_clamp(node, {source: observed(source) for source in sources})
 
     def mean(self, node: Node) -> None:
         """An average over height and width."""
-        source: Any = node.args[0]
-        over = [axis % 4 for axis in node.args[1]] if node.target == aten.mean.dim else [2, 3]  # type: ignore[union-attr]
-        to_one = node.target == aten.mean.dim or all(size == 1 for size in node.args[1])  # type: ignore[union-attr]
-        if source.meta["val"].dim() == 4 and sorted(over) == [2, 3] and to_one:
+        source, sizes = node.args[0], list(node.meta["val"].shape)
+        if is_float(source) and len(sizes) == 4 and sizes[2:] == [1, 1]:
             _mark(node, {source: observed(source)}, ACTIVATION)
 
     def cat(self, node: Node) -> None:
         """A concatenation: one scale for all."""
-        first, *others = node.args[0]  # type: ignore[misc]
+        sources: Any = node.args[0]
+        first, *others = sources
         shared = SharedQuantizationSpec((first, node))
         _mark(node, {first: ACTIVATION} | {other: shared for other in others}, shared)
 
 
+PADDED = (aten.conv1d.default, aten.conv2d.default)
 BINARY = (aten.add.Tensor, aten.sub.Tensor, aten.mul.Tensor)
 COMPUTING: dict[Any, Callable[[StaticQuantizer, Node], None]] = {
-    **dict.fromkeys((*CONVOLUTIONS, aten.linear.default), StaticQuantizer.product),
-    aten.conv_transpose2d.input: partial(StaticQuantizer.product, weight_axis=1),
+    **dict.fromkeys(PRODUCTS, StaticQuantizer.product),
     **dict.fromkeys(BINARY, StaticQuantizer.binary),
     aten.mean.dim: StaticQuantizer.mean,
     aten.adaptive_avg_pool2d.default: StaticQuantizer.mean,
@@ -224,16 +230,18 @@ def _share(node: Node) -> None:
 def _share_backwards(node: Node) -> None:
     """Let an op on a float tensor pass on integers when integers are all that its readers want."""
     source: Any = node.args[0] if node.args else None
-    if node.target not in SHARING or KEY in node.meta or not isinstance(source, Node) or KEY in source.meta:
+    if node.target not in PASSING or KEY in node.meta or not isinstance(source, Node) or KEY in source.meta:
         return
     wanted = [reader.meta[KEY].input_qspec_map.get(node) if KEY in reader.meta else None for reader in node.users]
-    if source.target in SHARING or not wanted or not all(spec in (ACTIVATION, INPUT) for spec in wanted):
+    if not wanted or not all(spec in (ACTIVATION, INPUT) for spec in wanted):
         return
     _mark(node, {source: observed(source)}, SharedQuantizationSpec((source, node)))
 
 
-def _is_constant(node: Any) -> bool:
-    return isinstance(node, Node) and node.op == "get_attr"
+def _operands(node: Node) -> tuple[Any, Any]:
+    """What the two sides of a product or a sum are; numbers only in sums of integers."""
+    first, second = node.args[:2]
+    return first, second
 
 
 def _is_answer(node: Node) -> bool:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from edgekit.bundle import WeightPrecision
 from edgekit.compression import Progress, silent
 from edgekit.errors import UnsupportedModel
-from edgekit.exporting import Exported, ExportJob, Refusal
+from edgekit.exporting import Exported, ExportJob, OpSupport, Refusal
 from edgekit.quiet import quiet
 from edgekit.runtimes._executorch_file import WEIGHT_OPS, ProgramFile, read_file
 from edgekit.types import Precision, TensorSpec, Value
@@ -27,6 +27,10 @@ RUNTIME = "executorch"
 RUNTIME_VERSION_RANGE = "executorch>=1.5,<2"
 DISTRIBUTIONS = ("torch", "torchao", "executorch")
 PRECISIONS: tuple[Precision, ...] = ("fp32", "int8", "int8-dynamic", "w4a8")
+REPRO = """from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
+from executorch.exir import to_edge_transform_and_lower
+
+to_edge_transform_and_lower(program, partitioner=[XnnpackPartitioner()]).to_executorch()"""
 FILE = "model.pte"
 ETRECORD = "model.etrecord"
 NARROW = ("int4", "int8", "uint8")
@@ -46,6 +50,15 @@ def reject(job: ExportJob) -> list[Refusal]:
         for spec in (*job.inputs, *job.outputs)
         if spec.dtype not in SUPPORTED_DTYPES
     ]
+
+
+def support(job: ExportJob) -> list[OpSupport]:
+    """Ops that XNNPACK takes convert; those that portable kernels run fall back; the others need a rewrite."""
+    from edgekit.exporters._executorch_lowering import check_toolchain
+    from edgekit.exporters._executorch_support import op_verdicts
+
+    check_toolchain()
+    return op_verdicts(job)
 
 
 def export(job: ExportJob, out: Path, options: Options, progress: Progress) -> Exported:

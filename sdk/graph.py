@@ -39,14 +39,14 @@ def module_path(node: Node) -> str:
 
 
 def source_line(node: Node) -> str | None:
-    """`file.py:41`, the innermost line of model code that called this op; libraries from their package on.
+    """`file.py:41`, the innermost line outside of torch that called this op; libraries from their package on.
 
     Without the folders of this machine: what is kept with a bundle must not tell where it was made.
     """
     frames = re.findall(r'File "([^"]+)", line (\d+)', node.meta.get("stack_trace") or "")
     if not frames:
         return None
-    path, line = frames[-1]
+    path, line = next((frame for frame in reversed(frames) if "site-packages/torch/" not in frame[0]), frames[-1])
     folders, installed, inside = path.partition("site-packages/")
     return f"{inside if installed else Path(folders).name}:{line}"
 

@@ -16,6 +16,7 @@ from edgekit.graph import op_counts
 from edgekit.passes.correct_bias import CorrectBias
 from edgekit.passes.float16 import Float16
 from edgekit.passes.fold_batch_norm import FoldBatchNorm
+from edgekit.passes.int4_group import Int4Group
 from edgekit.passes.int8_dynamic import Int8Dynamic
 from edgekit.passes.int8_static import Int8Static
 from edgekit.passes.int8_weight_only import Int8WeightOnly
@@ -29,6 +30,7 @@ RECIPES: dict[Precision, tuple[Pass, ...]] = {
     "int8": (FoldBatchNorm(), Int8Static(), CorrectBias()),
     "int8-dynamic": (Int8Dynamic(),),
     "int8-weight-only": (Int8WeightOnly(),),
+    "w4a8": (Int4Group(),),
 }
 ALIASES: dict[str, Precision] = {"w8a8": "int8", "float32": "fp32", "float16": "fp16", "static_wi8_ai8": "int8"}
 CONVOLUTIONS = ("conv1d", "conv2d", "conv3d", "conv_transpose2d", "convolution")

@@ -66,9 +66,7 @@ def test_other_words_for_a_precision_are_understood_and_wrong_ones_get_the_neare
 
 def test_a_device_without_a_runtime_we_export_for_is_refused(conv: ExportedProgram) -> None:
     board = msgspec.structs.replace(find_device("raspberrypi5"), runtime=())
-    with pytest.raises(
-        PlanInfeasible, match="served by no runtime, and there are exporters for executorch, onnx, tflite"
-    ):
+    with pytest.raises(PlanInfeasible, match=r"served by no runtime.*exporters for executorch, onnx, tflite"):
         plan(conv, board)
 
 
