@@ -10,6 +10,11 @@ from torch.export import Dim, ExportedProgram
 from torch.fx import GraphModule, Node
 from torch.utils import _pytree as pytree
 
+from edgekit.exporting import ExportJob
+from edgekit.graph import specialise
+from edgekit.types import entry_points
+
+METHOD = "forward"
 aten = torch.ops.aten
 CONVOLUTIONS = (aten.conv1d.default, aten.conv2d.default, aten.conv_transpose2d.input)
 PRODUCTS = (*CONVOLUTIONS, aten.linear.default)
@@ -36,13 +41,18 @@ def editable(program: ExportedProgram) -> GraphModule:
     return module
 
 
-def trace_again(module: GraphModule, program: ExportedProgram) -> ExportedProgram:
-    """Trace an edited module on the inputs of the program it came from."""
-    args, kwargs = program.example_inputs
-    with torch.no_grad():
-        traced = torch.export.export(module, args, kwargs, dynamic_shapes=_dynamic_shapes(program), strict=False)
-    for node in traced.graph.nodes:  # its history, which every pass to come would copy: a fifth of the time
-        node.meta.pop("from_node", None)
+def trace_again(module: GraphModule, job: ExportJob) -> dict[str, ExportedProgram]:
+    """Trace an edited module: method -> program, over the same weights; one for each listed size of a dimension."""
+    sizes = entry_points(job.dynamic)
+    traced = {name: specialise(module, job.inputs, job.dynamic, size) for name, size in sizes.items()}
+    if not traced:
+        args, kwargs = job.program.example_inputs
+        dynamic = _dynamic_shapes(job.program)
+        with torch.no_grad():
+            traced[METHOD] = torch.export.export(module, args, kwargs, dynamic_shapes=dynamic, strict=False)
+    for program in traced.values():
+        for node in program.graph.nodes:  # its history, which every pass to come would copy: a fifth of the time
+            node.meta.pop("from_node", None)
     return traced
 
 

@@ -42,7 +42,7 @@ def check_toolchain() -> None:
         ) from error
 
 
-def lower(program: ExportedProgram, name: str, etrecord: bool) -> Lowered:
+def lower(programs: dict[str, ExportedProgram], name: str, etrecord: bool) -> Lowered:
     """Lower and plan memory. Raises `UnsupportedModel` with the toolchain's reason."""
     from executorch.backends.xnnpack.utils.configs import get_transform_passes
     from executorch.exir import to_edge_transform_and_lower
@@ -51,12 +51,12 @@ def lower(program: ExportedProgram, name: str, etrecord: bool) -> Lowered:
         with quiet(), partitioner_reasons() as reasons:
             partitioner = make_partitioner()
             edge = to_edge_transform_and_lower(
-                program,
-                transform_passes=get_transform_passes() if _expands(program) else None,
+                programs,
+                transform_passes=get_transform_passes() if any(map(_expands, programs.values())) else None,
                 partitioner=[partitioner],
                 generate_etrecord=etrecord,
             )
-            partitioned = edge.exported_program()
+            partitioned = edge.exported_program(next(iter(programs)))  # where ops run is told of the first
             left_out = fallbacks(partitioned, reasons, frozenset(partitioner.target_partitioner_configs))
             return Lowered(origins=origins(partitioned), fallbacks=left_out, executorch=edge.to_executorch())
     except Exception as error:  # exir raises its own, torch's and Python's types

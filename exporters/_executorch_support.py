@@ -25,7 +25,8 @@ def op_verdicts(job: ExportJob) -> list[OpSupport]:
         from executorch.runtime import Runtime
 
         kernels = {name.partition(".")[0] for name in Runtime.get().operator_registry.operator_names}
-        lowered, reasons = _partitioned(trace_again(editable(job.program), job.program), job.name)
+        *_, program = trace_again(editable(job.program), job).values()  # other sizes have the same ops
+        lowered, reasons = _partitioned(program, job.name)
 
     def complain(node: Node) -> Complaint | None:
         if node.name not in reasons:

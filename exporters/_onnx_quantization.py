@@ -11,6 +11,7 @@ import numpy as np
 from edgekit.compression import Progress, Quantization
 from edgekit.errors import UnsupportedModel
 from edgekit.exporters._onnx_file import module_of, save, toolchain
+from edgekit.exporters._onnx_tables import quantize_tables, turn_matrices
 from edgekit.exporting import ExportJob
 from edgekit.processing import Arrays
 from edgekit.quiet import quiet
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 STATIC_OPS = ("Conv", "ConvTranspose", "MatMul", "Gemm", "Add", "Mul", "AveragePool", "GlobalAveragePool", "MaxPool",
               "Concat", "Pad", "Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze", "Clip", "Relu", "ReduceMean",
               "Resize")  # fmt: skip
-DYNAMIC_OPS = ("MatMul", "Gather", "LSTM")
+DYNAMIC_OPS = ("MatMul", "LSTM")  # lookups are ours: `_onnx_tables`
 
 
 def quantize(job: ExportJob, source: Path, out: Path, large: bool, progress: Progress) -> None:
@@ -48,6 +49,7 @@ def _quantize_dynamic(scheme: Quantization, source: Path, out: Path, large: bool
     progress("quantise weights")
     proto = toolchain().load(source)
     split_gemm(proto)
+    turn_matrices(proto)
     kept = _float_nodes(proto, scheme.keep_float)
     save(proto, source, large)
     del proto  # quantize_dynamic reads the file again
@@ -61,6 +63,7 @@ def _quantize_dynamic(scheme: Quantization, source: Path, out: Path, large: bool
             nodes_to_exclude=kept,
             use_external_data_format=large,
         )
+    quantize_tables(out, kept, large)
 
 
 def _quantize_static(

@@ -6,14 +6,15 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from edgekit.errors import ToolchainMissing, UnsupportedModel
 from edgekit.exporters._tflite_file import require_kernels
 from edgekit.exporting import ExportJob
-from edgekit.graph import module_path
+from edgekit.graph import module_path, specialise
 from edgekit.quiet import quiet_native
-from edgekit.types import TensorSpec
+from edgekit.types import TensorSpec, entry_points
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -47,7 +48,9 @@ def convert(job: ExportJob, layout: str) -> bytes:
     toolchain()
     try:
         with quiet_native():
-            content = _to_flatbuffer(job, _lowered_program(job, layout))
+            content = _to_flatbuffer(
+                job, {name: _lowered_program(p, layout, _is_dynamic(job)) for name, p in _programs(job).items()}
+            )
     except Exception as error:  # the lowerings raise whatever they stumble over
         message = f"litert_torch cannot convert '{job.name}': {_reason(error)}"
         if any(isinstance(size, str) for spec in job.inputs for size in spec.shape):
@@ -57,19 +60,30 @@ def convert(job: ExportJob, layout: str) -> bytes:
     return content
 
 
-def _lowered_program(job: ExportJob, layout: str) -> ExportedProgram:
+def _programs(job: ExportJob) -> dict[str, ExportedProgram]:
+    """Signature -> program: one for each listed size of a dynamic dimension, over the same weights."""
+    module = job.program.module(check_guards=False)
+    sized = {n: specialise(module, job.inputs, job.dynamic, size) for n, size in entry_points(job.dynamic).items()}
+    return sized or {SIGNATURE: job.program}
+
+
+def _is_dynamic(job: ExportJob) -> bool:
+    return job.quantization is not None and job.quantization.scheme == "dynamic"
+
+
+def _lowered_program(program: ExportedProgram, layout: str, holds_norms: bool) -> ExportedProgram:
     """A copy of the program in the ops that litert_torch lowers, channels last where its kernels want them."""
     from litert_torch import fx_infra
     from litert_torch._convert import core
 
-    tags = {n.name: f"{module_path(n)}/{index}" for index, n in enumerate(job.program.graph.nodes)}
-    program = fx_infra.graph_utils.reset_from_node_meta(copied(job.program))
+    tags = {n.name: f"{module_path(n)}/{index}" for index, n in enumerate(program.graph.nodes)}
+    program = fx_infra.graph_utils.reset_from_node_meta(copied(program))
     program = fx_infra.safe_run_decompositions(program, fx_infra.decomp.pre_convert_decomp(), can_skip=False)
     if layout == "NHWC":
         _take_channels_last(program)
     converted: ExportedProgram = core._run_convert_passes(program)
     _tag_nodes(converted, tags)
-    if job.quantization is not None and job.quantization.scheme == "dynamic":
+    if holds_norms:
         _hold_norms(converted)
     return converted
 
@@ -146,23 +160,26 @@ def _hold_norms(program: ExportedProgram) -> None:
     program.graph_module.recompile()
 
 
-def _to_flatbuffer(job: ExportJob, program: ExportedProgram) -> bytes:
+def _to_flatbuffer(job: ExportJob, programs: Mapping[str, ExportedProgram]) -> bytes:
     from litert_converter.mlir import passmanager
     from litert_converter.mlir._mlir_libs import converter_api_ext as converter
     from litert_torch import backend
     from litert_torch.backend.inline_consts import InlineConstsContext
 
     context = backend.export_utils.create_ir_context()
-    lowered = backend.export.exported_program_to_mlir(
-        program, ir_context=context, lowering_context_plugins=[InlineConstsContext()]
-    )
-    converter.set_signature(
-        lowered.module.operation,
-        signature_name=SIGNATURE,
-        input_names=[spec.name for spec in job.inputs],
-        output_names=[spec.name for spec in job.outputs],
-    )
-    module: Any = converter.merge_modules([lowered.module])
+    constants, parts = InlineConstsContext(), []
+    for name, program in programs.items():
+        lowered = backend.export.exported_program_to_mlir(
+            program, ir_context=context, lowering_context_plugins=[constants]
+        )
+        converter.set_signature(
+            lowered.module.operation,
+            signature_name=name,
+            input_names=[spec.name for spec in job.inputs],
+            output_names=[spec.name for spec in job.outputs],
+        )
+        parts.append(lowered)  # the modules live in these
+    module: Any = converter.merge_modules([lowered.module for lowered in parts])
     config = converter.ConvertToTFLConfig()
     config.model_origin_framework = "PYTORCH"
     config.unsafe_fuse_dynamic_shaped_broadcast = True

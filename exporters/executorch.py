@@ -123,7 +123,7 @@ def _build(job: ExportJob, module: GraphModule, options: Options, progress: Prog
 
     quantized = quantize(module, job, options.float_answers, progress)
     progress("lower to ExecuTorch")
-    return lower(trace_again(quantized, job.program), job.name, job.keep_intermediates)
+    return lower(trace_again(quantized, job), job.name, job.keep_intermediates)
 
 
 def _write(lowered: Lowered, path: Path) -> None:

@@ -123,10 +123,16 @@ def read_precision(path: Path, asked: Precision) -> WeightPrecision:
     for tensor in graph.initializer:
         sizes[names[tensor.name].name] += int(np.prod(tensor.dims)) * names[tensor.name].itemsize
     from_integers = {n.output[0] for n in graph.node if n.op_type == "DequantizeLinear" and n.input[0] in names}
+    scales = {t.name for t in graph.initializer if len(t.dims) < 2 or t.dims[-1] == 1}  # of a table's rows
     quantized = floating = 0
     for node in graph.node:
-        if node.op_type in INTEGER_OPS or (
-            node.op_type in WEIGHT_OPS and any(source in from_integers for source in node.input)
+        lookup = node.op_type == "Gather"
+        if lookup and node.input[0] in scales:
+            continue
+        if (
+            node.op_type in INTEGER_OPS
+            or (lookup and names.get(node.input[0]) == np.int8)
+            or (node.op_type in WEIGHT_OPS and any(source in from_integers for source in node.input))
         ):
             quantized += 1
         elif node.op_type in WEIGHT_OPS and any(source in names and names[source].kind == "f" for source in node.input):

@@ -22,8 +22,8 @@ from edgekit.bundle import Bundle, Delegation
 from edgekit.errors import BundleCorrupt, InvalidInput, ToolchainMissing
 from edgekit.processing import Array, Arrays
 from edgekit.quiet import quiet
-from edgekit.session import CallLog, SessionStats, closed_run, counted_run
-from edgekit.types import TensorSpec
+from edgekit.session import CallLog, SessionStats, by_size, closed_run, counted_run
+from edgekit.types import TensorSpec, entry_points
 
 FORMAT = "executorch"
 DISTRIBUTION = "executorch"
@@ -40,16 +40,12 @@ class ExecuTorchSession:
         with _native_log() as log:
             if binding._threadpool_get_thread_count() != threads:
                 binding._unsafe_reset_threadpool(threads)
-            program, method = _load(binding, bundle, log)
+            program, methods = _load(binding, bundle, log)
         self._log = CallLog()
         self._program = program  # owns the mapped file that the method reads
-        self.run = counted_run(
-            _caller(torch, method, [spec.name for spec in self.inputs]),
-            self.inputs,
-            self.outputs,
-            bundle.manifest.dynamic,
-            self._log,
-        )
+        names, dynamic = [spec.name for spec in self.inputs], bundle.manifest.dynamic
+        call = by_size(lambda name: _caller(torch, methods[name], names), METHOD, self.inputs, dynamic)
+        self.run = counted_run(call, self.inputs, self.outputs, dynamic, self._log)
 
     def stats(self) -> SessionStats:
         """Calls and times so far."""
@@ -120,15 +116,14 @@ def _binding() -> tuple[ModuleType, ModuleType]:
     return torch, portable_lib
 
 
-def _load(binding: ModuleType, bundle: Bundle, log: Callable[[], str]) -> tuple[Any, Any]:
-    """The mapped program and its method, checked against the manifest. `BundleCorrupt` where they do not fit."""
+def _load(binding: ModuleType, bundle: Bundle, log: Callable[[], str]) -> tuple[Any, dict[str, Any]]:
+    """The mapped program and its methods, checked against the manifest. `BundleCorrupt` where they do not fit."""
     path, manifest = bundle.artifact_path, bundle.manifest
     try:
         program = binding._load_program(str(path), program_verification=binding.Verification.InternalConsistency)
-        method = program.load_method(METHOD)
-        meta = method.method_meta()
-        inputs = [meta.input_tensor_meta(index) for index in range(meta.num_inputs())]
-        found = meta.num_outputs()
+        methods = {name: program.load_method(name) for name in entry_points(manifest.dynamic) or (METHOD,)}
+        metas = [method.method_meta() for method in methods.values()]
+        ends = {(meta.num_inputs(), meta.num_outputs()) for meta in metas}
     except Exception as error:  # the binding raises RuntimeError, IndexError and ValueError
         missing = re.findall(r"[Mm]issing operator: \[\d+\] (\S+)", log())
         reason = f"it has no kernel for {', '.join(missing)}" if missing else _first_line(error)
@@ -136,12 +131,13 @@ def _load(binding: ModuleType, bundle: Bundle, log: Callable[[], str]) -> tuple[
             f"executorch {version(DISTRIBUTION)} cannot load '{path}': {reason}. The bundle asks for "
             f"{bundle.artifact.runtime_version_range}"
         ) from error
-    if (len(inputs), found) != (len(manifest.inputs), len(manifest.outputs)):
+    if wrong := ends - {(len(manifest.inputs), len(manifest.outputs))}:
+        taken, given = wrong.pop()
         raise BundleCorrupt(
-            f"'{path}' takes {len(inputs)} inputs and gives {found} outputs, its manifest names "
+            f"'{path}' takes {taken} inputs and gives {given} outputs, its manifest names "
             f"{len(manifest.inputs)} and {len(manifest.outputs)}"
         )
-    return program, method
+    return program, methods
 
 
 def _first_line(error: Exception) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from importlib import import_module
 from importlib.metadata import version
@@ -16,8 +16,8 @@ from edgekit.errors import BundleCorrupt, InvalidInput, ToolchainMissing
 from edgekit.processing import Array, Arrays
 from edgekit.quiet import quiet_native
 from edgekit.runtimes._litert_delegation import delegated
-from edgekit.session import CallLog, SessionStats, closed_run, counted_run
-from edgekit.types import DynamicDim, TensorSpec
+from edgekit.session import CallLog, SessionStats, by_size, closed_run, counted_run
+from edgekit.types import DynamicDim, TensorSpec, entry_points
 
 FORMAT = "tflite"
 SIGNATURE = "serving_default"
@@ -34,7 +34,7 @@ class LitertSession:
         self.inputs: tuple[TensorSpec, ...] = bundle.manifest.inputs
         self.outputs: tuple[TensorSpec, ...] = bundle.manifest.outputs
         interpreter = open_interpreter(bundle, threads)
-        call = _call(interpreter, *_edges(interpreter, bundle), bundle.manifest.dynamic)
+        call = _calls(interpreter, bundle)
         self._log = CallLog()
         self.run = counted_run(call, self.inputs, self.outputs, bundle.manifest.dynamic, self._log)
 
@@ -70,8 +70,7 @@ def open_session(bundle: Bundle, *, threads: int = 1) -> LitertSession:
 def delegation(bundle: Bundle, feeds: Arrays) -> Delegation:
     """Which ops XNNPACK took over, as LiteRT partitioned them, and why it left the others."""
     interpreter = open_interpreter(bundle, 1)
-    call = _call(interpreter, *_edges(interpreter, bundle), bundle.manifest.dynamic)
-    call(feeds)
+    _calls(interpreter, bundle)(feeds)
     return delegated(interpreter)
 
 
@@ -108,13 +107,39 @@ def _check_operands(interpreter: Any) -> None:
             raise ValueError(f"op {operation['index']} ({operation['op_name']}) lacks its operand {absent[0]}")
 
 
+def _calls(interpreter: Any, bundle: Bundle) -> Callable[[Arrays], Sequence[Array]]:
+    """What runs the file: its one signature, or that of the size at hand, over the same weights."""
+    manifest = bundle.manifest
+    if not entry_points(manifest.dynamic):
+        return _call(interpreter, *_edges(interpreter, bundle, SIGNATURE), manifest.dynamic)
+
+    def of_signature(name: str) -> Callable[[Arrays], Sequence[Array]]:
+        inputs, outputs = _edges(interpreter, bundle, name)
+        return _signature_call(interpreter.get_signature_runner(name), inputs, outputs, bundle)
+
+    return by_size(of_signature, SIGNATURE, manifest.inputs, manifest.dynamic)
+
+
+def _signature_call(
+    runner: Any, inputs: list[tuple[str, int, Edge | None]], outputs: list[tuple[int, Edge | None]], bundle: Bundle
+) -> Callable[[Arrays], Sequence[Array]]:
+    """A call of one signature of several; the interpreter's own calls reach the tensors of the first one only."""
+    edges = list(zip((spec.name for spec in bundle.manifest.outputs), (decode for _, decode in outputs), strict=True))
+
+    def call(feeds: Arrays) -> list[Array]:
+        found = runner(**{n: feeds[n] if encode is None else encode(feeds[n]) for n, _, encode in inputs})
+        return [found[name] if decode is None else decode(found[name]) for name, decode in edges]
+
+    return call
+
+
 def _edges(
-    interpreter: Any, bundle: Bundle
+    interpreter: Any, bundle: Bundle, signature: str
 ) -> tuple[list[tuple[str, int, Edge | None]], list[tuple[int, Edge | None]]]:
     """For each input and output of the manifest its tensor in the file and what lies between them, if anything."""
-    if SIGNATURE not in interpreter.get_signature_list():
-        raise BundleCorrupt(f"'{bundle.artifact_path}' has no signature '{SIGNATURE}', by which its tensors are known")
-    runner = interpreter.get_signature_runner(SIGNATURE)
+    if signature not in interpreter.get_signature_list():
+        raise BundleCorrupt(f"'{bundle.artifact_path}' has no signature '{signature}', by which its tensors are known")
+    runner = interpreter.get_signature_runner(signature)
     given, made = runner.get_input_details(), runner.get_output_details()
     for spec, found in [*((s, given) for s in bundle.manifest.inputs), *((s, made) for s in bundle.manifest.outputs)]:
         if spec.name not in found:

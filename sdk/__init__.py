@@ -20,8 +20,10 @@ if TYPE_CHECKING:
     from edgekit.benchmark import measure as measure
     from edgekit.bundle import Bundle as Bundle
     from edgekit.compression import compress as compress
+    from edgekit.decoding import generate as generate
     from edgekit.drafting import ExportOptions as ExportOptions
     from edgekit.errors import EdgekitError as EdgekitError
+    from edgekit.generation import Sampling as Sampling
     from edgekit.inference import answer as answer
     from edgekit.inference import open_session as open_session
     from edgekit.inference import prepare as prepare
@@ -37,11 +39,13 @@ _HOME = {
     "EdgekitError": "errors",
     "ExportOptions": "drafting",
     "Loaded": "model",
+    "Sampling": "generation",
     "answer": "inference",
     "compare": "benchmark",
     "compress": "compression",
     "export": "pipeline",
     "find_device": "profile",
+    "generate": "decoding",
     "load": "source",
     "measure": "benchmark",
     "open_session": "inference",

@@ -19,10 +19,12 @@ from edgekit.errors import EdgekitError, InvalidInput
 from edgekit.measurement import (
     NO_METER,
     Comparison,
+    GenerationTimes,
     HostState,
     Measurement,
     bootstrap_ratio,
     summarize,
+    summarize_texts,
     verdict,
 )
 
@@ -32,6 +34,7 @@ WARM_TOLERANCE = 0.02
 WARM_LEAST_S, WARM_MOST_S = 0.5, 10.0
 ROUNDS = 30
 ROUND_CALLS = 10
+TEXT_TOKENS = 64  # of one timed answer: short enough that the last tokens cost what the first do
 
 
 def measure(
@@ -41,14 +44,18 @@ def measure(
     calls: int = CALLS,
     progress: Callable[[str], None] = lambda step: None,
 ) -> Measurement:
-    """Load, first run, warm-up until the median is steady, then `calls` timed calls on the first golden sample."""
+    """Load, first run, warm-up until the median is steady, then `calls` timed calls on the first golden sample.
+
+    A language model then also writes texts until `calls` times between tokens were measured.
+    """
     if calls < 1:
         raise InvalidInput(f"calls must be 1 or more, not {calls}")
     found = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
     progress(f"measure {found.path}")
     with _Worker(found, threads) as worker:
         worker.warm_up()
-        return worker.finish(worker.times(calls))
+        times = worker.times(calls)
+        return worker.finish(times, worker.text_times(calls) if found.manifest.generation else None)
 
 
 def compare(
@@ -122,14 +129,18 @@ class _Worker:
 
     def times(self, calls: int) -> list[float]:
         """Seconds of each of `calls` calls."""
-        if self._process.stdin is None:
-            raise RuntimeError("the worker was started without a pipe")
-        self._process.stdin.write(json.dumps({"calls": calls}) + "\n")
-        self._process.stdin.flush()
-        times: list[float] = self._answer()["times_s"]
+        times: list[float] = self._ask({"calls": calls})["times_s"]
         return times
 
-    def finish(self, times: list[float]) -> Measurement:
+    def text_times(self, calls: int) -> GenerationTimes:
+        """Texts of at most `TEXT_TOKENS` tokens each, until there are `calls` times between tokens."""
+        texts: list[list[float]] = []
+        while sum(len(text) - 1 for text in texts) < calls:
+            said = self._ask({"tokens": min(TEXT_TOKENS, calls + 1)})
+            texts.append(said["times_s"])
+        return summarize_texts(said["prompt_tokens"], texts)
+
+    def finish(self, times: list[float], generation: GenerationTimes | None = None) -> Measurement:
         """End the process and put the measurement together."""
         if self._process.stdin is not None:
             self._process.stdin.close()
@@ -146,6 +157,7 @@ class _Worker:
             warmup_runs=self.warmup_runs,
             warm=self.warm,
             latency=summarize(times),
+            generation=generation,
             peak_rss_bytes=closing["peak_rss_bytes"],
             energy=NO_METER,
             before=msgspec.convert(opening["state"], HostState),
@@ -159,6 +171,13 @@ class _Worker:
         for stream in (self._process.stdin, self._process.stdout):
             if stream is not None:
                 stream.close()
+
+    def _ask(self, question: dict[str, int]) -> dict[str, Any]:
+        if self._process.stdin is None:
+            raise RuntimeError("the worker was started without a pipe")
+        self._process.stdin.write(json.dumps(question) + "\n")
+        self._process.stdin.flush()
+        return self._answer()
 
     def _answer(self) -> dict[str, Any]:
         line = self._process.stdout.readline() if self._process.stdout is not None else ""

@@ -21,6 +21,7 @@ import msgspec
 import numpy as np
 
 from edgekit.errors import BundleCorrupt, InvalidInput
+from edgekit.generation import Generation
 from edgekit.measurement import AgainstFloat, Measurement
 from edgekit.parity import Parity
 from edgekit.processing import Arrays, Postprocess, Preprocess
@@ -121,6 +122,7 @@ class Manifest(Value, frozen=True, kw_only=True):
     dynamic: tuple[DynamicDim, ...] = ()
     preprocess: Preprocess | None = None
     postprocess: Postprocess | None = None
+    generation: Generation | None = None  # of a language model
     artifacts: tuple[Artifact, ...]
     assets: tuple[Asset, ...] = ()
     calibration: CalibrationRecord | None = None

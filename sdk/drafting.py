@@ -10,6 +10,7 @@ from edgekit.compression import CompressedModel, Progress, compress, silent
 from edgekit.cost.memory import Forecast, forecast
 from edgekit.dataset import FEW_SAMPLES, Dataset, load_dataset
 from edgekit.errors import InvalidInput
+from edgekit.golden import decoder_samples
 from edgekit.graph import capture
 from edgekit.host import available_memory_bytes
 from edgekit.model import Model
@@ -118,6 +119,8 @@ def _datasets(model: Model, options: ExportOptions) -> tuple[Dataset | None, Dat
         evaluation = read(options.samples)
     elif options.calibration and calibration and len(calibration.samples) >= 8:
         calibration, evaluation = calibration.split()
+    elif model.generation:
+        evaluation = decoder_samples(model, model.generation)
     else:
         evaluation = read(model.evaluation) if model.evaluation else None
     found = [dataset for dataset in (calibration, evaluation) if dataset]

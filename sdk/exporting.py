@@ -19,7 +19,7 @@ from edgekit.errors import UnsupportedModel
 from edgekit.graph import module_path, op_nodes, source_line
 from edgekit.processing import Arrays
 from edgekit.quiet import quiet
-from edgekit.types import Precision, TensorSpec, Value
+from edgekit.types import DynamicDim, Precision, TensorSpec, Value
 
 
 class Refusal(Value, frozen=True, kw_only=True):
@@ -60,6 +60,7 @@ class ExportJob:
     program: ExportedProgram  # after all passes; float weights
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
+    dynamic: tuple[DynamicDim, ...] = ()
     precision: Precision
     quantization: Quantization | None = None
     calibration: tuple[Arrays, ...] = ()
@@ -75,6 +76,7 @@ class ExportJob:
             program=program,
             inputs=made.model.inputs,
             outputs=made.model.outputs,
+            dynamic=made.model.dynamic,
             precision=precision,
             quantization=made.quantization,
             calibration=made.calibration.samples if made.calibration else (),
@@ -138,6 +140,7 @@ class _Facts(Value, frozen=True, kw_only=True):
     name: str
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
+    dynamic: tuple[DynamicDim, ...]
     precision: Precision
     quantization: Quantization | None
     keep_intermediates: bool

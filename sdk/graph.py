@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import traceback
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -14,6 +15,7 @@ from torch.fx import Graph, Node
 from edgekit.errors import UnsupportedModel
 from edgekit.model import Model, dynamic_axes
 from edgekit.quiet import quiet
+from edgekit.types import DynamicDim, TensorSpec
 
 
 def capture(model: Model) -> ExportedProgram:
@@ -21,10 +23,29 @@ def capture(model: Model) -> ExportedProgram:
     try:
         with torch.no_grad(), quiet():
             return torch.export.export(
-                model.module, (), dict(model.example), dynamic_shapes=_dynamic_shapes(model), strict=False
+                model.module,
+                (),
+                dict(model.example),
+                dynamic_shapes=_dynamic_shapes(model),
+                strict=False,
+                # a size of 1 is a special case to torch, which would else refuse ranges that start there
+                prefer_deferred_runtime_asserts_over_guards=any(dim.minimum == 1 for dim in model.dynamic),
             )
     except Exception as error:  # torch.export raises dozens of types
         raise UnsupportedModel(_trace_message(model, error)) from error
+
+
+def specialise(
+    module: torch.nn.Module, inputs: Sequence[TensorSpec], dynamic: Sequence[DynamicDim], size: int
+) -> ExportedProgram:
+    """A traced module with its dynamic dimensions at `size`, over the same weights: for formats without such shapes."""
+    axes = {dim.axis_name for dim in dynamic}
+    example = {
+        spec.name: torch.zeros([size if axis in axes else int(axis) for axis in spec.shape], dtype=_dtype(spec))
+        for spec in inputs
+    }
+    with torch.no_grad(), quiet():
+        return torch.export.export(module, (), example, strict=False)
 
 
 def op_counts(program: ExportedProgram) -> Counter[str]:
@@ -77,6 +98,11 @@ def _node_bytes(node: Node) -> int:
     values = node.meta.get("val")
     tensors = [values] if isinstance(values, torch.Tensor) else list(values) if isinstance(values, list | tuple) else []
     return sum(_hint(t.numel()) * t.element_size() for t in tensors if isinstance(t, torch.Tensor))
+
+
+def _dtype(spec: TensorSpec) -> torch.dtype:
+    dtype: torch.dtype = getattr(torch, spec.dtype)
+    return dtype
 
 
 def _hint(size: int | torch.SymInt) -> int:

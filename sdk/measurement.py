@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Literal
 
 import numpy as np
@@ -74,6 +75,17 @@ class HostState(Value, frozen=True, kw_only=True):
     emulated: bool = False
 
 
+class GenerationTimes(Value, frozen=True, kw_only=True):
+    """How fast a language model reads and answers; every text begins with the same prompt and an empty cache."""
+
+    texts: int
+    prompt_tokens: int
+    time_to_first_token_s: float  # median over texts
+    prefill_tokens_per_s: float  # prompt tokens over that time
+    decode_tokens_per_s: float  # answer tokens after the first, over all their time
+    inter_token: Latency  # between one token of an answer and the next
+
+
 class Measurement(Value, frozen=True, kw_only=True):
     """One bundle measured on one machine."""
 
@@ -87,6 +99,7 @@ class Measurement(Value, frozen=True, kw_only=True):
     warmup_runs: int
     warm: bool  # whether the warm-up reached a steady median
     latency: Latency
+    generation: GenerationTimes | None = None  # of a language model
     peak_rss_bytes: int  # of a fresh process that holds the runtime half and this model
     energy: Energy
     before: HostState
@@ -146,6 +159,20 @@ def summarize(times: Sequence[float]) -> Latency:
         p90_s=percentile(times, 0.9),
         p99_s=percentile(times, 0.99),
         drift=statistics.median(times[-quarter:]) / statistics.median(times[:quarter]),
+    )
+
+
+def summarize_texts(prompt_tokens: int, texts: Sequence[Sequence[float]]) -> GenerationTimes:
+    """The figures of texts, each given as the seconds from its start to every token; needs two tokens in each."""
+    first = statistics.median(text[0] for text in texts)
+    between = [after - before for text in texts for before, after in pairwise(text)]
+    return GenerationTimes(
+        texts=len(texts),
+        prompt_tokens=prompt_tokens,
+        time_to_first_token_s=first,
+        prefill_tokens_per_s=prompt_tokens / first,
+        decode_tokens_per_s=len(between) / sum(between),
+        inter_token=summarize(between),
     )
 
 

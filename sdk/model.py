@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from edgekit.errors import InvalidInput, UnsupportedModel
+from edgekit.generation import Generation
 from edgekit.processing import Arrays, Assets, ImagePreprocess, Postprocess, Preprocess, logits_output
 from edgekit.types import DTYPES, DType, DynamicDim, ModelSource, TensorSpec
 
@@ -33,6 +34,9 @@ class Loaded:
     assets: Assets = field(default_factory=dict)
     calibration: str | None = None  # data sets in the grammar of `edgekit.dataset`
     evaluation: str | None = None
+    generation: Generation | None = None  # of a language model
+    dynamic: tuple[DynamicDim, ...] = ()  # unless the user names some
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +46,7 @@ class LoadOptions:
     inputs: tuple[TensorSpec, ...] = ()
     dynamic: tuple[DynamicDim, ...] = ()
     trust_remote_code: bool = False
+    context: int | None = None  # places in a language model's KV cache
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -59,6 +64,7 @@ class Model:
     assets: Assets = field(default_factory=dict)
     calibration: str | None = None
     evaluation: str | None = None
+    generation: Generation | None = None
     warnings: tuple[str, ...] = ()
 
     @property
@@ -143,27 +149,38 @@ def _weights(module: nn.Module) -> dict[str, Any]:
 def make_model(source: ModelSource, loaded: Loaded, options: LoadOptions) -> Model:
     """Check a loaded module, learn its inputs and outputs from one run, and hash its weights."""
     module = loaded.module
-    warnings: tuple[str, ...] = ()
+    warnings = loaded.warnings
+    if options.context is not None and options.context != (loaded.generation and loaded.generation.context):
+        fixed = f"has a context of {loaded.generation.context}" if loaded.generation else "is no language model"
+        raise InvalidInput(
+            f"--context {options.context} is for folders with a language model, and '{source.ref}' {fixed}"
+        )
     if any(part.training for part in module.modules()):
         module.eval()
-        warnings = ("the module was in training mode; it is exported in evaluation mode (module.eval())",)
+        warnings += ("the module was in training mode; it is exported in evaluation mode (module.eval())",)
     module.requires_grad_(False)
     _check_weights(module)
-    example = _expand(_example(loaded, options), options.dynamic)
+    dynamic = options.dynamic or loaded.dynamic
+    if len(dynamic) > 1 and any(dim.sizes for dim in dynamic):
+        raise InvalidInput(
+            f"--dynamic {', '.join(map(str, dynamic))}: a list of sizes stands alone; give limits LOW:HIGH, or one list"
+        )
+    example = _expand(_example(loaded, options), dynamic)
     outputs = _run_once(module, example)
-    inputs = tuple(_spec(name, tensor, options.dynamic, loaded.preprocess) for name, tensor in example.items())
+    inputs = tuple(_spec(name, tensor, dynamic, loaded.preprocess) for name, tensor in example.items())
     return Model(
         source=ModelSource(kind=source.kind, ref=source.ref, sha256=weights_sha256(module)),
         module=module,
         example=example,
         inputs=inputs,
-        outputs=_output_specs(module, example, outputs, options.dynamic),
-        dynamic=options.dynamic,
+        outputs=_output_specs(module, example, outputs, dynamic),
+        dynamic=dynamic,
         preprocess=loaded.preprocess,
         postprocess=loaded.postprocess,
         assets=loaded.assets,
         calibration=loaded.calibration,
         evaluation=loaded.evaluation,
+        generation=loaded.generation,
         warnings=warnings,
     )
 

@@ -77,6 +77,26 @@ class ModuleError(Value, frozen=True, kw_only=True):
     sqnr_db: float
 
 
+class GoldenReplay(Value, frozen=True, kw_only=True):
+    """A language model's choice of every token of a golden run, each after PyTorch's own tokens."""
+
+    tokens: int
+    agreeing: int
+    judged: int  # the tokens that the gate counts
+    judged_agreeing: int
+    first_difference: str | None  # "token 5 is 12 ' a' where PyTorch has 45 ' the'"
+
+    def miss(self, tolerance: Tolerance) -> str | None:
+        """The sentence for a gate that was missed."""
+        least = tolerance.top1_agreement_min
+        if least is None or not self.judged or self.judged_agreeing >= least * self.judged:
+            return None
+        return (
+            f"golden run: {self.judged_agreeing} of {self.judged} tokens agree, the gate is {least:.3f}: "
+            f"{self.first_difference}"
+        )
+
+
 class Parity(Value, frozen=True, kw_only=True):
     """PyTorch against the artifact in its runtime. Figures are over the real samples."""
 
@@ -96,6 +116,7 @@ class Parity(Value, frozen=True, kw_only=True):
     misses: tuple[str, ...] = ()  # one sentence per missed gate
     first_divergent: str | None = None  # the first module in execution order that is off
     worst_modules: tuple[ModuleError, ...] = ()  # the ten that are furthest off, where parity failed
+    golden_run: GoldenReplay | None = None  # of a language model
 
 
 def sqnr_db(reference: Array, actual: Array) -> float:

@@ -38,6 +38,8 @@ from edgekit.divergence import first_divergent, module_errors, worst
 from edgekit.drafting import DEFAULTS, Draft, ExportOptions, draft
 from edgekit.errors import DelegationMissed, EdgekitError, InvalidInput, OutputExists, ParityFailed, UnsupportedModel
 from edgekit.exporting import Exported, Exporter, ExportJob
+from edgekit.generation import Generation
+from edgekit.golden import golden_run
 from edgekit.graph import module_path, op_nodes, source_line
 from edgekit.inference import RUNTIMES
 from edgekit.model import Model
@@ -194,6 +196,7 @@ def _manifest(
         dynamic=model.dynamic,
         preprocess=_laid_out(model.preprocess, exported.inputs),
         postprocess=model.postprocess,
+        generation=_with_golden_run(model),
         artifacts=(
             Artifact(
                 format=made.plan.format,
@@ -214,6 +217,11 @@ def _manifest(
         tool_versions=_versions(("edgekit", "numpy", *exporter.DISTRIBUTIONS)),
         created_utc=datetime.now(UTC).isoformat(timespec="seconds"),
     )
+
+
+def _with_golden_run(model: Model) -> Generation | None:
+    generation = model.generation
+    return generation and msgspec.structs.replace(generation, golden=golden_run(model, generation))
 
 
 def _warnings(made: Draft, references: References) -> tuple[str, ...]:

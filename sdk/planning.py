@@ -32,7 +32,13 @@ RECIPES: dict[Precision, tuple[Pass, ...]] = {
     "int8-weight-only": (Int8WeightOnly(),),
     "w4a8": (Int4Group(),),
 }
-ALIASES: dict[str, Precision] = {"w8a8": "int8", "float32": "fp32", "float16": "fp16", "static_wi8_ai8": "int8"}
+ALIASES: dict[str, Precision] = {
+    "w8a8": "int8",
+    "8da4w": "w4a8",
+    "float32": "fp32",
+    "float16": "fp16",
+    "static_wi8_ai8": "int8",
+}
 CONVOLUTIONS = ("conv1d", "conv2d", "conv3d", "conv_transpose2d", "convolution")
 ATTENTION = ("softmax", "scaled_dot_product_attention")
 

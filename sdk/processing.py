@@ -73,16 +73,8 @@ class TextPreprocess(Value, frozen=True, kw_only=True, tag="text"):
 
     def __call__(self, source: str, assets: Assets) -> Arrays:
         """`source` is the text itself."""
-        try:
-            from tokenizers import Tokenizer
-        except ImportError as error:
-            raise ToolchainMissing("text input needs tokenizers: pip install 'edgekit[text]'") from error
-        try:
-            tokenizer = Tokenizer.from_str(_text(assets, self.tokenizer))
-        except Exception as error:  # tokenizers raises plain `Exception`
-            raise InvalidInput(f"'{self.tokenizer}' is not a readable tokenizer: {error}") from error
+        tokenizer = open_tokenizer(assets, self.tokenizer)
         tokenizer.enable_truncation(self.length)
-        tokenizer.no_padding()
         encoding = tokenizer.encode(source)
         arrays = {self.input_ids: self._padded(encoding.ids, self.pad_token_id)}
         if self.attention_mask:
@@ -104,7 +96,7 @@ class ClassLabels(Value, frozen=True, kw_only=True, tag="labels"):
 
     def __call__(self, outputs: Arrays, assets: Assets) -> dict[str, Any]:
         """The `top` classes, the likeliest first."""
-        labels = _text(assets, self.labels).splitlines()
+        labels = asset_text(assets, self.labels).splitlines()
         probabilities = softmax(outputs[self.output].astype(np.float64))[0]
         if len(labels) < len(probabilities):
             raise InvalidInput(f"'{self.labels}' has {len(labels)} labels for {len(probabilities)} classes")
@@ -134,7 +126,23 @@ def softmax(logits: Array) -> Array:
     return np.asarray(shifted / shifted.sum(axis=-1, keepdims=True))
 
 
-def _text(assets: Assets, name: str) -> str:
+def open_tokenizer(assets: Assets, name: str) -> Any:
+    """The `tokenizers.Tokenizer` of an asset; it neither cuts nor pads. Raises `InvalidInput`, `ToolchainMissing`."""
+    try:
+        from tokenizers import Tokenizer
+    except ImportError as error:
+        raise ToolchainMissing("text input needs tokenizers: pip install 'edgekit[text]'") from error
+    try:
+        tokenizer = Tokenizer.from_str(asset_text(assets, name))
+    except Exception as error:  # tokenizers raises plain `Exception`
+        raise InvalidInput(f"'{name}' is not a readable tokenizer: {error}") from error
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer
+
+
+def asset_text(assets: Assets, name: str) -> str:
+    """The text of an asset. Raises `InvalidInput` where it is missing or no UTF-8."""
     try:
         return assets[name].decode()
     except KeyError as error:
@@ -218,5 +226,5 @@ def check_arrays(
             raise InvalidInput(f"input '{name}' must have shape {list(spec.shape)}, not {list(array.shape)}")
         for dim in dynamic:
             sizes = [got for want, got in zip(spec.shape, array.shape, strict=True) if want == dim.axis_name]
-            if any(not dim.minimum <= size <= dim.maximum for size in sizes):
+            if any(not dim.allows(size) for size in sizes):
                 raise InvalidInput(f"input '{name}' has {dim.axis_name} = {sizes[0]}; this bundle takes {dim}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from edgekit.bundle import Bundle, Delegation, Fallback
-from edgekit.measurement import AgainstFloat, Energy, Measurement
+from edgekit.measurement import AgainstFloat, Energy, GenerationTimes, Latency, Measurement
 from edgekit.parity import Parity
 from edgekit.types import Precision, Value
 
@@ -80,7 +80,9 @@ def cells(row: Row) -> list[tuple[str, str]]:
     if row.delegation:
         lines += delegation_cells(row.delegation)
     if m := row.measurement:
-        lines.append(("latency", f"{latency_text(m)}  [this machine, not {row.device}]"))
+        lines.append(("latency", f"{latency_text(m.latency)}  [this machine, not {row.device}]"))
+        if m.generation:
+            lines += generation_cells(m.generation)
         if row.against_float:
             lines.append(("against fp32", speedup_text(row.against_float)))
         lines.append(("peak memory", f"{megabytes(m.peak_rss_bytes)} resident, {m.threads} thread(s)"))
@@ -115,6 +117,15 @@ def _parity_cell(parity: Parity | None) -> str:
         return "-"
     figure = "" if parity.sqnr_db is None else f" {parity.sqnr_db:.1f} dB"
     return ("ok" if parity.ok else "FAILED") + figure
+
+
+def generation_cells(times: GenerationTimes) -> list[tuple[str, str]]:
+    """Label and text of every line on how fast a language model is."""
+    first = f"{milliseconds(times.time_to_first_token_s)} after a prompt of {times.prompt_tokens} tokens"
+    return [
+        ("first token", f"{first}: {times.prefill_tokens_per_s:.0f} tokens/s, median of {times.texts} texts"),
+        ("next tokens", f"{times.decode_tokens_per_s:.1f} tokens/s, between two {latency_text(times.inter_token)}"),
+    ]
 
 
 def speedup_text(found: AgainstFloat) -> str:
@@ -162,7 +173,8 @@ def measurement_cells(measured: Measurement) -> list[tuple[str, str]]:
         ("bundle", f"{measured.bundle}  {measured.runtime} {measured.runtime_version}, {measured.threads} thread(s)"),
         ("load", f"{milliseconds(measured.load_s)}, first run {milliseconds(measured.first_run_s)}"),
         ("warm-up", f"{measured.warmup_runs} calls, {warm}"),
-        ("latency", f"{latency_text(measured)}  over {len(latency.times_s)} calls"),
+        ("latency", f"{latency_text(latency)}  over {len(latency.times_s)} calls"),
+        *(generation_cells(measured.generation) if measured.generation else ()),
         ("drift", f"last quarter / first quarter = {latency.drift:.3f}"),
         ("peak memory", f"{megabytes(measured.peak_rss_bytes)} resident"),
         ("energy", energy_text(measured.energy)),
@@ -182,13 +194,14 @@ def parity_text(parity: Parity) -> str:
         return "FAILED: " + parity.misses[0]
     top1 = "" if parity.top1_agreement is None else f", top-1 {parity.top1_agreement:.1%} of {parity.top1_samples}"
     state = "ok" if parity.ok else "FAILED"
+    if run := parity.golden_run:
+        top1 += f", golden run {run.agreeing} of {run.tokens} tokens"
     figures = f"SQNR {parity.sqnr_db:.1f} dB, cosine >= {parity.cosine_min:.4f}{top1}"
     return f"{state}  {figures}, {parity.samples} {parity.origin} samples"
 
 
-def latency_text(measurement: Measurement) -> str:
+def latency_text(latency: Latency) -> str:
     """p50 with its interval, and the tail where there are samples for it."""
-    latency = measurement.latency
     text = f"p50 {milliseconds(latency.p50_s)}"
     if latency.p50_ci_s:
         text += f" ({1e3 * latency.p50_ci_s.low:.2f} to {1e3 * latency.p50_ci_s.high:.2f})"

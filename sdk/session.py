@@ -10,7 +10,7 @@ import numpy as np
 
 from edgekit.errors import InvalidInput
 from edgekit.processing import Array, Arrays, check_arrays
-from edgekit.types import DynamicDim, TensorSpec, Value
+from edgekit.types import DynamicDim, TensorSpec, Value, entry_points
 
 if TYPE_CHECKING:
     from edgekit.bundle import Bundle, Delegation
@@ -89,6 +89,22 @@ def counted_run(
         return dict(zip(names, results))  # noqa: B905  the backend returns one array per name
 
     return run
+
+
+def by_size(
+    open_entry: Callable[[str], Callable[[Arrays], Sequence[Array]]],
+    default: str,
+    inputs: tuple[TensorSpec, ...],
+    dynamic: tuple[DynamicDim, ...],
+) -> Callable[[Arrays], Sequence[Array]]:
+    """The call of a file with an entry point for each listed size: that of the size at hand; else that of `default`."""
+    calls = {size: open_entry(name) for name, size in entry_points(dynamic).items()}
+    if not calls:
+        return open_entry(default)
+    names = {dim.axis_name for dim in dynamic if dim.sizes}
+    place = next((spec.name, axis) for spec in inputs for axis, size in enumerate(spec.shape) if size in names)
+    name, axis = place
+    return lambda feeds: calls[feeds[name].shape[axis]](feeds)
 
 
 def closed_run(feeds: Arrays) -> Arrays:

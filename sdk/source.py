@@ -22,19 +22,22 @@ def load(
     *,
     inputs: Sequence[str | TensorSpec] = (),
     dynamic: Sequence[str | DynamicDim] = (),
+    context: int | None = None,
     trust_remote_code: bool = False,
 ) -> Model:
     """Load a model.
 
     `ref` is `zoo:NAME`, `file.py:factory`, `package.module:factory`, a Hugging Face folder, a `model.pt2`, or a module
     (then with `example`, the tensors of one call). `inputs` are `NAME:DTYPE:1x3x224x224` where nothing else says what
-    the model takes; `dynamic` are `batch=1:8` or `INPUT.AXIS=LOW:HIGH`.
+    the model takes; `dynamic` are `batch=1:8` or `INPUT.AXIS=LOW:HIGH`. `context` is how
+    many tokens a language model's cache holds.
 
     Raises `UnknownName`, `InvalidInput`, `UnsupportedModel` or `ToolchainMissing`.
     """
     options = LoadOptions(
         inputs=tuple(parse_input(i) if isinstance(i, str) else i for i in inputs),
         dynamic=tuple(parse_dynamic(d) if isinstance(d, str) else d for d in dynamic),
+        context=context,
         trust_remote_code=trust_remote_code,
     )
     if isinstance(ref, nn.Module):
@@ -84,13 +87,18 @@ def parse_input(text: str) -> TensorSpec:
 
 
 def parse_dynamic(text: str) -> DynamicDim:
-    """`batch=1:8` or `input_ids.1=1:256` as a `DynamicDim`."""
+    """`batch=1:8`, `input_ids.1=1:256`, or `batch=1,4,8` for these sizes only, as a `DynamicDim`."""
     try:
         name, _, limits = text.partition("=")
-        low, high = limits.split(":")
         if not name:
             raise ValueError
+        if ":" not in limits:
+            sizes = tuple(sorted({int(size) for size in limits.split(",")}))
+            return DynamicDim(name=name, minimum=sizes[0], maximum=sizes[-1], sizes=sizes)
+        low, high = limits.split(":")
         return DynamicDim(name=name, minimum=int(low), maximum=int(high))
     except ValueError as error:
         detail = f" ({error})" if "dynamic dimension" in str(error) else ""
-        raise InvalidInput(f"dynamic size '{text}' is not NAME=LOW:HIGH, for example batch=1:8{detail}") from None
+        raise InvalidInput(
+            f"dynamic size '{text}' is not NAME=LOW:HIGH or NAME=SIZE,SIZE, for example batch=1:8 or batch=1,8{detail}"
+        ) from None

@@ -37,6 +37,7 @@ TOOLCHAINS = (
     Toolchain(package="onnxruntime", minimum="1.20", below="2", extra="onnxruntime", purpose="run ONNX bundles"),
     Toolchain(package="pillow", minimum="10", below=None, extra="onnxruntime", purpose="read photographs"),
     Toolchain(package="tokenizers", minimum="0.20", below=None, extra="text", purpose="read text"),
+    Toolchain(package="jinja2", minimum="3.1", below=None, extra="text", purpose="chat templates"),
     Toolchain(package="torch", minimum="2.9", below="3", extra="torch", purpose="load, compress and export models"),
     Toolchain(package="onnx", minimum="1.18", below="2", extra="onnx", purpose="write ONNX"),
     Toolchain(package="onnxscript", minimum="0.5", below=None, extra="onnx", purpose="convert PyTorch to ONNX"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, TypeVar, get_args
 
@@ -51,23 +52,45 @@ class TensorSpec(Value, frozen=True, kw_only=True):
 
 
 class DynamicDim(Value, frozen=True, kw_only=True):
-    """A dimension that may take any size from `minimum` to `maximum`, both included."""
+    """A dimension that may take any size from `minimum` to `maximum`, both included, or only the given `sizes`.
+
+    A format without dynamic shapes can still serve a few sizes: one entry point for each, over the same weights.
+    """
 
     name: str
     minimum: int
     maximum: int
+    sizes: tuple[int, ...] = ()  # ascending, from `minimum` to `maximum`; empty: all between
 
     def __post_init__(self) -> None:
         if not 1 <= self.minimum < self.maximum:
             raise ValueError(f"dynamic dimension {self} needs 1 <= low < high")
+        ends, ascending = (self.sizes[:1] + self.sizes[-1:]), tuple(sorted({*self.sizes}))
+        if self.sizes and (ends != (self.minimum, self.maximum) or self.sizes != ascending):
+            raise ValueError(f"dynamic dimension {self} needs ascending sizes from its lowest to its highest")
 
     def __str__(self) -> str:
-        return f"{self.name}={self.minimum}:{self.maximum}"
+        return f"{self.name}={','.join(map(str, self.sizes)) or f'{self.minimum}:{self.maximum}'}"
+
+    def allows(self, size: int) -> bool:
+        """Whether the dimension may have this size."""
+        return size in self.sizes if self.sizes else self.minimum <= size <= self.maximum
+
+    def fitting(self, size: int) -> int:
+        """The largest allowed size that is not above `size`, or the smallest there is."""
+        if self.sizes:
+            return max((allowed for allowed in self.sizes if allowed <= size), default=self.minimum)
+        return min(max(size, self.minimum), self.maximum)
 
     @property
     def axis_name(self) -> str:
         """What shapes call it: graph formats allow no dot in a name."""
         return self.name.replace(".", "_")
+
+
+def entry_points(dynamic: Sequence[DynamicDim]) -> dict[str, int]:
+    """Method or signature -> the size it serves, in formats without dynamic shapes; empty where no sizes are listed."""
+    return {f"{dim.axis_name}_{size}": size for dim in dynamic for size in dim.sizes}
 
 
 class ModelSource(Value, frozen=True, kw_only=True):

@@ -6,9 +6,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
 import numpy as np
 
 from edgekit.bundle import Bundle
+from edgekit.decoding import replay
 from edgekit.inference import open_session
 from edgekit.parity import TOLERANCES, Parity, Tolerance, compare
 from edgekit.processing import Array, Arrays, logits_output
@@ -37,13 +39,19 @@ def judge(bundle: Bundle, references: References, tolerance: Tolerance, *, threa
     with open_session(bundle, threads=threads) as session:
         actual = [session.run(feeds) for feeds, _ in references.real]
         synthetic = [(expected, session.run(feeds)) for feeds, expected in references.synthetic]
-    return compare(
+        golden_run = replay(session, bundle, tolerance)
+    parity = compare(
         [expected for _, expected in references.real],
         actual,
         tolerance,
         synthetic=synthetic,
         logits=logits_output(bundle.manifest.postprocess),
     )
+    if golden_run is None:
+        return parity
+    missed = golden_run.miss(tolerance)
+    misses = (*parity.misses, *((missed,) if missed else ()))
+    return msgspec.structs.replace(parity, golden_run=golden_run, misses=misses, ok=not misses)
 
 
 def make_references(
@@ -95,7 +103,7 @@ def fit(sample: Arrays, inputs: Sequence[TensorSpec], dynamic: Sequence[DynamicD
         if spec.shape and isinstance(spec.shape[0], int) and array.shape[0] < spec.shape[0]:
             array = np.repeat(array, -(-spec.shape[0] // array.shape[0]), axis=0)[: spec.shape[0]]
         for dim in dynamic:
-            array = _resized(array, spec, dim, max(dim.minimum, _size(array, spec, dim)))
+            array = _resized(array, spec, dim, dim.fitting(_size(array, spec, dim)))
         fitted[spec.name] = np.ascontiguousarray(array)
     return fitted
 

@@ -1,7 +1,9 @@
 """A process that opens one bundle and times calls when asked: `python -m edgekit.worker BUNDLE THREADS`.
 
 It speaks one JSON document a line. First it says how loading went; then for each `{"calls": N}` it answers
-`{"times_s": [...]}`; when its input ends it says its peak memory and leaves, so it never outlives who asked.
+`{"times_s": [...]}`. For a language model it answers `{"tokens": N}` with the seconds from the start of a text to each
+of its N tokens, and `"prompt_tokens"`. When its input ends it says its peak memory and leaves, so it never outlives who
+asked.
 """
 
 from __future__ import annotations
@@ -15,9 +17,12 @@ import msgspec
 
 from edgekit import registry
 from edgekit.bundle import Bundle
+from edgekit.decoding import Decoder, timing_prompt, token_times
 from edgekit.errors import EdgekitError
 from edgekit.host import host_state, peak_rss_bytes
 from edgekit.inference import RUNTIMES, open_session, sample_feeds
+from edgekit.processing import Arrays
+from edgekit.session import Session
 
 
 def main(path: str, threads: str) -> None:
@@ -44,13 +49,23 @@ def main(path: str, threads: str) -> None:
         }
     )
     for line in sys.stdin:
-        times = []
-        for _ in range(json.loads(line)["calls"]):
-            before = perf_counter()
-            session.run(feeds)
-            times.append(perf_counter() - before)
-        _say({"times_s": times})
+        asked = json.loads(line)
+        if "tokens" in asked:
+            prompt = timing_prompt(bundle)
+            times = token_times(Decoder.of(bundle, session), prompt, asked["tokens"])
+            _say({"times_s": times, "prompt_tokens": len(prompt)})
+        else:
+            _say({"times_s": _call_times(session, feeds, asked["calls"])})
     _say({"peak_rss_bytes": peak_rss_bytes(), "state": msgspec.to_builtins(host_state())})
+
+
+def _call_times(session: Session, feeds: Arrays, calls: int) -> list[float]:
+    times = []
+    for _ in range(calls):
+        before = perf_counter()
+        session.run(feeds)
+        times.append(perf_counter() - before)
+    return times
 
 
 def _say(document: dict[str, object]) -> None:

