@@ -1,6 +1,7 @@
 """Embedding tables in int8: a scale for every row, and one copy for a table that is also the output layer.
 
-onnxruntime's own tool gives a whole table one scale, which a few rare tokens set: a 262144-word model fell to 10.7 dB.
+onnxruntime's own tool gives a whole table one scale, which a few rare tokens set, and leaves a shared table's product
+in float. One copy makes Gemma 3 270M 271 MB instead of 438.
 """
 
 from __future__ import annotations

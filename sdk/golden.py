@@ -15,10 +15,11 @@ from edgekit.processing import Arrays, Assets
 
 GOLDEN_PROMPT = "The capital of France is"
 GOLDEN_TOKENS = 32
+MORE_STEPS = 4  # single tokens to verify with, after a chunk and one token
 
 
 def decoder_samples(model: Model, generation: Generation) -> Dataset:
-    """Steps of PyTorch's own on a shipped text: single tokens, a whole chunk and a padded one."""
+    """Steps of PyTorch's own on a shipped text: single tokens, and a whole chunk before them."""
     seen: list[Arrays] = []
 
     def run(feeds: Arrays) -> Arrays:
@@ -30,8 +31,8 @@ def decoder_samples(model: Model, generation: Generation) -> Dataset:
     text = " ".join(sentences("sentences-heldout"))
     ids = _encode(text, generation, model.assets) * (2 * chunk)
     decoder.feed(ids[: chunk + 1])
-    decoder.feed(ids[chunk + 1 : chunk + 2])
-    decoder.feed(ids[chunk + 2 : chunk + 3 + chunk // 2])
+    for token in ids[chunk + 1 : chunk + 1 + MORE_STEPS]:
+        decoder.feed([token])
     return Dataset("builtin:sentences-heldout, step by step", tuple(reversed(seen)))  # the first is a single token
 
 

@@ -28,7 +28,7 @@ RECIPES: dict[Precision, tuple[Pass, ...]] = {
     "fp32": (),
     "fp16": (Float16(),),
     "int8": (FoldBatchNorm(), Int8Static(), CorrectBias()),
-    "int8-dynamic": (Int8Dynamic(),),
+    "int8-dynamic": (Int8Dynamic(), CorrectBias()),
     "int8-weight-only": (Int8WeightOnly(),),
     "w4a8": (Int4Group(),),
 }
@@ -101,10 +101,15 @@ def plan(
         device=device.id,
         format=chosen_format,
         precision=chosen,
-        passes=RECIPES[chosen],
+        passes=_passes(chosen, calibrated),
         options=_options(chosen_format, options),
         reasons=(why_format, why),
     )
+
+
+def _passes(precision: Precision, calibrated: bool) -> tuple[Pass, ...]:
+    """The recipe; without samples, without the passes that only refine what another has decided."""
+    return tuple(step for step in RECIPES[precision] if calibrated or step.decides or not step.needs_samples)
 
 
 def exporter_options(plan: Plan) -> Value:

@@ -46,12 +46,22 @@ def judge(bundle: Bundle, references: References, tolerance: Tolerance, *, threa
         tolerance,
         synthetic=synthetic,
         logits=logits_output(bundle.manifest.postprocess),
+        inner=() if tolerance.synthetic else _cache_entries(bundle),
     )
     if golden_run is None:
         return parity
     missed = golden_run.miss(tolerance)
     misses = (*parity.misses, *((missed,) if missed else ()))
     return msgspec.structs.replace(parity, golden_run=golden_run, misses=misses, ok=not misses)
+
+
+def _cache_entries(bundle: Bundle) -> list[str]:
+    """A language model's outputs that go into its cache; where arithmetic is not float, its answers judge them.
+
+    Values of deep layers have a few large channels: on Gemma 3 270M in dynamic int8 they fall to 10.7 dB, while the
+    logits keep 26 and every token that PyTorch is sure of.
+    """
+    return [spec.name for spec in bundle.manifest.outputs if bundle.manifest.generation and spec.name != "logits"]
 
 
 def make_references(

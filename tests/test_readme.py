@@ -5,12 +5,17 @@ from __future__ import annotations
 import importlib.util
 import json
 import re
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from edgekit import registry
+from edgekit.bench.export_matrix import names
 from edgekit.cli.app import app
 from edgekit.parity import TOLERANCES
+from edgekit.planning import EXPORTERS
 
 ROOT = Path(__file__).parents[1]
 PAGES = ("README.md", "ARCHITECTURE.md", "CONTRIBUTING.md")
@@ -20,14 +25,30 @@ def text(page: str) -> str:
     return (ROOT / page).read_text(encoding="utf-8")
 
 
-def test_the_table_of_figures_is_made_from_the_result_file() -> None:
-    spec = importlib.util.spec_from_file_location("bench", ROOT / "tests" / "bench.py")
+def program(name: str) -> Any:
+    """A program in tests/ as a module."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / "tests" / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
-    bench = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(bench)
+    found = importlib.util.module_from_spec(spec)
+    sys.modules[name] = found  # where its dataclasses look for their types
+    spec.loader.exec_module(found)
+    return found
+
+
+@pytest.mark.parametrize("name", ["bench", "bench_formats"])
+def test_the_tables_of_figures_are_made_from_their_result_files(name: str) -> None:
+    bench = program(name)
     results = json.loads(bench.RESULTS.read_text(encoding="utf-8"))
     assert bench.readme_table(results) in text("README.md")
+
+
+def test_the_matrix_is_made_from_its_result_file_and_whole() -> None:
+    matrix = program("bench_matrix")
+    cells = matrix.read()
+    assert matrix.readme_table(cells) in text("README.md")
+    assert {cell.model for cell in cells} == set(names())
+    assert {cell.format for cell in cells} == set(registry.names(EXPORTERS))
 
 
 def test_every_command_in_readme_exists_and_every_verb_is_in_readme() -> None:
