@@ -26,8 +26,8 @@ lint:
 typecheck: .dev
 	$(BIN)/mypy
 
-unit:
-	$(BIN)/pytest
+unit:  ## Every export starts a process that imports torch: two at a time, a file in one of them
+	$(BIN)/pytest -n 2 --dist loadfile
 
 runtime-only: setup  ## The runtime half in a second environment without torch
 	$(BIN)/python tests/runtime_only.py

@@ -16,6 +16,7 @@ from edgekit.exporters._executorch_delegation import fallbacks, origins
 from edgekit.graph import op_nodes
 from edgekit.quiet import quiet
 
+CYCLE = "found dependency cycles"  # how exir ends a partition that would wait for itself
 PARTITIONER_LOG = "executorch.backends.xnnpack.partition"
 EXPANDING = ("matmul", "bmm", "expand", "scaled_dot_product_attention")
 FUSING = ("AddConfig", "SubConfig", "MulConfig")
@@ -44,24 +45,34 @@ def check_toolchain() -> None:
 
 def lower(programs: dict[str, ExportedProgram], name: str, etrecord: bool) -> Lowered:
     """Lower and plan memory. Raises `UnsupportedModel` with the toolchain's reason."""
-    from executorch.backends.xnnpack.utils.configs import get_transform_passes
-    from executorch.exir import to_edge_transform_and_lower
-
     try:
-        with quiet(), partitioner_reasons() as reasons:
-            partitioner = make_partitioner()
-            edge = to_edge_transform_and_lower(
-                programs,
-                transform_passes=get_transform_passes() if any(map(_expands, programs.values())) else None,
-                partitioner=[partitioner],
-                generate_etrecord=etrecord,
-            )
-            partitioned = edge.exported_program(next(iter(programs)))  # where ops run is told of the first
-            left_out = fallbacks(partitioned, reasons, frozenset(partitioner.target_partitioner_configs))
-            return Lowered(origins=origins(partitioned), fallbacks=left_out, executorch=edge.to_executorch())
+        try:
+            return _lower(programs, etrecord, [])
+        except AssertionError as error:
+            if CYCLE not in str(error):
+                raise
+            return _lower(programs, etrecord, [_scaled_products()])
     except Exception as error:  # exir raises its own, torch's and Python's types
         lines = [line.strip() for line in str(error.__cause__ or error).splitlines() if line.strip()]
         raise UnsupportedModel(f"executorch cannot lower '{name}': {(lines or [type(error).__name__])[0]}") from error
+
+
+def _lower(programs: dict[str, ExportedProgram], etrecord: bool, before: list[Any]) -> Lowered:
+    """Lower with the partitioners `before`, and then XNNPACK's for all that is left."""
+    from executorch.backends.xnnpack.utils.configs import get_transform_passes
+    from executorch.exir import to_edge_transform_and_lower
+
+    with quiet(), partitioner_reasons() as reasons:
+        partitioner = make_partitioner()
+        edge = to_edge_transform_and_lower(
+            programs,
+            transform_passes=get_transform_passes() if any(map(_expands, programs.values())) else None,
+            partitioner=[*before, partitioner],
+            generate_etrecord=etrecord,
+        )
+        partitioned = edge.exported_program(next(iter(programs)))  # where ops run is told of the first
+        left_out = fallbacks(partitioned, reasons, frozenset(partitioner.target_partitioner_configs))
+        return Lowered(origins=origins(partitioned), fallbacks=left_out, executorch=edge.to_executorch())
 
 
 def _expands(program: ExportedProgram) -> bool:
@@ -83,6 +94,18 @@ def make_partitioner() -> Any:
         if type(config).__name__ in FUSING:
             config.fused_acts = ["relu.default", "hardtanh.default"]
     return partitioner
+
+
+def _scaled_products() -> Any:
+    """Takes products with inputs scaled at every call one by one, each with its own scaling.
+
+    Several in one partition that feed each other through a norm, as queries and keys of Qwen 3 and Gemma 3 do, make a
+    partition that waits for itself.
+    """
+    from executorch.backends.xnnpack.partition.config.xnnpack_config import ConfigPrecisionType
+    from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
+
+    return XnnpackPartitioner(config_precisions=ConfigPrecisionType.DYNAMIC_QUANT, per_op_mode=True)
 
 
 @contextlib.contextmanager

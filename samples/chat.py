@@ -18,8 +18,15 @@ def main(path: str, sampling: edgekit.Sampling) -> None:
     with edgekit.open_session(bundle) as session:
         while (line := read()) is not None:
             messages.append({"role": "user", "content": line})
-            prompt = messages if "chat_template.jinja" in bundle.assets() else line
-            reply = edgekit.generate(bundle, prompt, session=session, max_tokens=200, sampling=sampling)
+            while True:
+                prompt = messages if "chat_template.jinja" in bundle.assets() else line
+                try:
+                    reply = edgekit.generate(bundle, prompt, session=session, max_tokens=200, sampling=sampling)
+                    break
+                except edgekit.EdgekitError:  # longer than the cache: forget the oldest question and its answer
+                    if len(messages) < 3:
+                        raise
+                    del messages[:2]
             for piece in reply:
                 print(piece, end="", flush=True)
             print()

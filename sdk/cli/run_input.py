@@ -11,7 +11,6 @@ from edgekit.cli import options as given
 from edgekit.cli.output import say, show_json, show_pairs, show_table
 from edgekit.cli.run_text import run_text
 from edgekit.errors import InvalidInput
-from edgekit.generation import Sampling
 
 
 @given.verb("run", "edgekit run out --input photo.jpg\n\nNext:  edgekit profile out")
@@ -34,6 +33,8 @@ def run(
     if (prompt is None) == (not input):
         raise InvalidInput("run takes --input FILE_OR_TEXT, or --prompt TEXT for a language model, and one of the two")
     if prompt is not None:
+        from edgekit.generation import Sampling
+
         sampling = Sampling(temperature=temperature, top_p=top_p, seed=seed)
         return run_text(bundle, prompt, chat, max_tokens, sampling, threads, json)
     return _run_inputs(bundle, input or [], save, threads, json)

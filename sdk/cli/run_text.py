@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from edgekit.cli.output import show_json
-from edgekit.generation import Sampling
+
+if TYPE_CHECKING:
+    from edgekit.generation import Sampling
 
 
 def run_text(
