@@ -89,6 +89,9 @@ def _build(model: Model, made: Draft, partial: Path, options: ExportOptions, pro
     chosen = exporter_options(made.plan)
     if refused := exporter.reject(job):
         raise UnsupportedModel("; ".join(f"{r.where}: {r.reason}: {r.fix}" for r in refused))
+    progress(
+        f"export to {made.plan.format}, with at most about {made.forecast.export_peak_bytes / 1e9:.1f} GB of memory"
+    )
     try:
         exported = isolation.export(made.plan.format, job, partial, chosen, progress)
     except UnsupportedModel as error:
