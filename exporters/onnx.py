@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from torch.fx import Node
 
 RUNTIME = "onnxruntime"
-RUNTIME_VERSION_RANGE = "onnxruntime>=1.20"
+RUNTIME_VERSION_RANGE = "onnxruntime>=1.20,<2"
 DISTRIBUTIONS = ("torch", "onnx", "onnxscript", "onnxruntime")
 PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "int8", "int8-dynamic")
 REPRO = "torch.onnx.export(program, dynamo=True)"

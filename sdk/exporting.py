@@ -30,6 +30,7 @@ class Refusal(Value, frozen=True, kw_only=True):
     fix: str
 
 
+OWN_NAMESPACES = ("aten", "prim", "prims", "higher_order", "_higher_order_ops")
 Verdict = Literal["converts", "decomposed", "falls back", "needs a rewrite"]
 
 
@@ -42,6 +43,11 @@ class OpSupport(Value, frozen=True, kw_only=True):
     verdict: Verdict
     reason: str = ""
     fix: str = ""
+
+    @property
+    def place(self) -> str:
+        """The module with the line, where the trace knows it."""
+        return (self.module or "the model itself") + (f" ({self.source})" if self.source else "")
 
 
 class Complaint(Value, frozen=True, kw_only=True):
@@ -84,7 +90,17 @@ class ExportJob:
         )
 
     def save(self, folder: Path) -> None:
-        """Write the job into an empty folder. Raises `UnsupportedModel` for a program torch cannot store."""
+        """Write the job into an empty folder.
+
+        Raises `UnsupportedModel` for a program torch cannot store, and for ops that are not PyTorch's own: the process
+        that reads it would not know them, and no format has kernels for them.
+        """
+        for node in op_nodes(self.program.graph):
+            if getattr(node.target, "namespace", "aten") not in OWN_NAMESPACES:
+                raise UnsupportedModel(
+                    f"'{node.target}' in {module_path(node) or 'the model'} ({source_line(node) or 'no source line'}) "
+                    "is a custom op: write it with PyTorch's own ops, or leave it out of the exported part"
+                )
         facts = _Facts(**{field: getattr(self, field) for field in _Facts.__struct_fields__})
         (folder / "job.json").write_text(facts.to_json(), encoding="utf-8")
         samples = {f"{i}.{name}": array for i, sample in enumerate(self.calibration) for name, array in sample.items()}

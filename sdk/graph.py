@@ -53,6 +53,29 @@ def op_counts(program: ExportedProgram) -> Counter[str]:
     return Counter(str(node.target).split(".")[1] for node in op_nodes(program.graph))
 
 
+MOVES = ("dropout", "to", "_to_copy", "expand", "view", "reshape", "clone", "contiguous", "slice")
+
+
+def attention_ops(program: ExportedProgram) -> int:
+    """Softmaxes whose weights multiply values, and fused attention; a classifier's last softmax is none."""
+    found = 0
+    for node in op_nodes(program.graph):
+        name = str(node.target).split(".")[1]
+        found += name == "scaled_dot_product_attention" or (name in ("softmax", "_softmax") and _is_multiplied(node))
+    return found
+
+
+def _is_multiplied(node: Node) -> bool:
+    """Whether a product reads the node, directly or through ops that only reshape, cast or drop."""
+    for user in node.users:
+        name = str(user.target).split(".")[1] if str(user.target).count(".") >= 2 else ""
+        if name in ("matmul", "bmm", "mm", "einsum"):
+            return True
+        if name in MOVES and _is_multiplied(user):
+            return True
+    return False
+
+
 def module_path(node: Node) -> str:
     """The path of the innermost module that a node of a traced graph belongs to."""
     stack = node.meta.get("nn_module_stack") or {"": ("", None)}

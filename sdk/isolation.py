@@ -27,6 +27,7 @@ from edgekit.errors import EdgekitError
 from edgekit.exporting import Exported, Exporter, ExportJob, OpSupport
 from edgekit.host import available_memory_bytes, rss_bytes
 from edgekit.planning import EXPORTERS
+from edgekit.toolchains import require
 from edgekit.types import TensorSpec, Value
 
 WATCH_S = 0.5  # between looks at the process's memory
@@ -69,6 +70,7 @@ def support(exporter: str, job: ExportJob, progress: Progress) -> list[OpSupport
 
 def _run(task: _Task, job: ExportJob, progress: Progress, beside: Path | None = None) -> Any:
     """Hand the job over in a folder: in `beside`, where the output has its room, or with the system's others."""
+    require(registry.load(EXPORTERS, task.exporter).DISTRIBUTIONS, f"exporter '{task.exporter}'")
     with tempfile.TemporaryDirectory(prefix="edgekit-", dir=beside) as name:
         folder = Path(name)
         progress(f"hand the traced model to the {task.exporter} exporter")

@@ -17,7 +17,7 @@ from edgekit.errors import EdgekitError, InvalidInput, OutputExists, unknown_nam
 from edgekit.measurement import Measurement
 from edgekit.model import Model
 from edgekit.pipeline import check_free, export
-from edgekit.planning import EXPORTERS
+from edgekit.planning import EXPORTERS, known_precision, split_option
 from edgekit.profile import DeviceProfile, find_device
 from edgekit.report import Failure, Report, row
 from edgekit.source import load
@@ -49,6 +49,9 @@ def export_formats(
     """
     if options.plan:
         raise InvalidInput("a plan is for one format: give --plan without a list of formats")
+    if options.precision != "auto":
+        known_precision(options.precision)
+    chosen = _options_by_format(formats, options.options)
     profile = find_device(device) if isinstance(device, str) else device
     check_folder(Path(out), formats, options.force)
     loaded = load(model) if isinstance(model, str) else model
@@ -60,14 +63,18 @@ def export_formats(
             progress(f"{name}: {text}")
 
         try:
-            bundles.append(export(loaded, profile, Path(out) / name, replace(options, format=name), progress=step))
+            mine = replace(options, format=name, options=chosen[name])
+            bundles.append(export(loaded, profile, Path(out) / name, mine, progress=step))
         except EdgekitError as error:
             failures.append(Failure(format=name, message=str(error), exit_code=error.exit_code))
     rows = [row(bundle) for bundle in bundles]
-    if options.measure and len(bundles) > 1:
-        measured = _in_turns(bundles, progress)
-        rows = [msgspec.structs.replace(r, measurement=found) for r, found in zip(rows, measured, strict=True)]
     warnings = dict.fromkeys(warning for bundle in bundles for warning in bundle.manifest.warnings)
+    if options.measure and len(bundles) > 1:
+        try:
+            measured = _in_turns(bundles, progress)
+            rows = [msgspec.structs.replace(r, measurement=found) for r, found in zip(rows, measured, strict=True)]
+        except EdgekitError as error:  # the bundles are there, with the figures of their own exports
+            warnings[f"not measured in turns: {error}"] = None
     return Report(rows=tuple(rows), failures=tuple(failures), warnings=tuple(warnings))
 
 
@@ -77,6 +84,17 @@ def check_folder(out: Path, formats: Sequence[str], force: bool) -> None:
         raise OutputExists(f"'{out}' is a bundle; several formats make one in each folder under -o: choose another -o")
     for name in formats:
         check_free(out / name, force)
+
+
+def _options_by_format(formats: Sequence[str], given: Sequence[str]) -> dict[str, tuple[str, ...]]:
+    """Each format's options: those with its name before them."""
+    found: dict[str, tuple[str, ...]] = {name: () for name in formats}
+    for text in given:
+        owner, _, _ = split_option(text)
+        if owner not in found:
+            raise InvalidInput(f"'{text}' must name one of the formats: {formats[0]}.{text}")
+        found[owner] += (text,)
+    return found
 
 
 def _in_turns(bundles: list[Bundle], progress: Progress) -> list[Measurement]:

@@ -12,7 +12,7 @@ from edgekit import registry
 from edgekit.bundle import PlanRecord
 from edgekit.compression import PASSES, Pass
 from edgekit.errors import InvalidInput, PlanInfeasible, unknown_name
-from edgekit.graph import op_counts
+from edgekit.graph import attention_ops, op_counts
 from edgekit.passes.correct_bias import CorrectBias
 from edgekit.passes.float16 import Float16
 from edgekit.passes.fold_batch_norm import FoldBatchNorm
@@ -40,7 +40,6 @@ ALIASES: dict[str, Precision] = {
     "static_wi8_ai8": "int8",
 }
 CONVOLUTIONS = ("conv1d", "conv2d", "conv3d", "conv_transpose2d", "convolution")
-ATTENTION = ("softmax", "scaled_dot_product_attention")
 
 
 class Plan(Value, frozen=True, kw_only=True):
@@ -123,18 +122,25 @@ def exporter_options(plan: Plan) -> Value:
 
 
 def _options(format: str, given: Sequence[str]) -> dict[str, Any]:
-    """Those that concern `format`, by name."""
+    """The options by name; they must be this format's."""
     found: dict[str, Any] = {}
     for text in given:
-        name, equals, value = text.partition("=")
-        owner, dot, option = name.rpartition(".")
-        if not equals or not option:
-            raise InvalidInput(f"'{text}' is no option: write NAME=VALUE or FORMAT.NAME=VALUE")
-        if dot and owner not in registry.names(EXPORTERS):
-            raise unknown_name("export format", owner, registry.names(EXPORTERS))
-        if owner in ("", format):
-            found[option.replace("-", "_")] = value
+        owner, option, value = split_option(text)
+        if owner not in ("", format):
+            raise InvalidInput(f"'{text}' is an option of {owner}, and this export is to {format}")
+        found[option] = value
     return found
+
+
+def split_option(text: str) -> tuple[str, str, str]:
+    """Format (or ""), name and value of `NAME=VALUE` or `FORMAT.NAME=VALUE`."""
+    name, equals, value = text.partition("=")
+    owner, dot, option = name.rpartition(".")
+    if not equals or not option:
+        raise InvalidInput(f"'{text}' is no option: write NAME=VALUE or FORMAT.NAME=VALUE")
+    if dot and owner not in registry.names(EXPORTERS):
+        raise unknown_name("export format", owner, registry.names(EXPORTERS))
+    return owner, option.replace("-", "_"), value
 
 
 def require_fit(run_bytes: int, device: DeviceProfile, limit_mb: float | None) -> None:
@@ -167,14 +173,12 @@ def _format(device: DeviceProfile, format: str) -> tuple[str, str]:
 
 def _precision(program: ExportedProgram, device: DeviceProfile, asked: str, calibrated: bool) -> tuple[Precision, str]:
     if asked != "auto":
-        name = ALIASES.get(asked, asked)
-        if name not in RECIPES:
-            raise unknown_name("precision", asked, (*RECIPES, "auto"))
+        name = known_precision(asked)
         return name, f"precision {name}: asked for"
     ops = op_counts(program)
     fast = device.main_unit.fast_dtypes
     convolutions = sum(ops[name] for name in CONVOLUTIONS)
-    attention = sum(ops[name] for name in ATTENTION)
+    attention = attention_ops(program)
     if fast[:1] == ("float16",):
         return "fp16", f"precision fp16: the fastest arithmetic of {device.title}"
     if "int8" in fast and attention:
@@ -184,6 +188,14 @@ def _precision(program: ExportedProgram, device: DeviceProfile, asked: str, cali
     if "int8" in fast and convolutions:
         return "fp32", "precision fp32: int8 needs --calibration samples and there are none"
     return "fp32", f"precision fp32: nothing in this model gains from fewer bits on {device.title}"
+
+
+def known_precision(text: str) -> Precision:
+    """The precision of this name, or of another word for it. Raises `UnknownName`."""
+    for name in RECIPES:
+        if name == ALIASES.get(text, text):
+            return name
+    raise unknown_name("precision", text, (*RECIPES, "auto"))
 
 
 def _pass(options: dict[str, Any]) -> Pass:

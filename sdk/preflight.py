@@ -31,7 +31,7 @@ class Analysis(Value, frozen=True, kw_only=True):
 
 
 def analyze(model: Model, format: str, *, progress: Progress = silent) -> Analysis:
-    """Ask the format's exporter about every op. Raises `UnknownName`, `ToolchainMissing`."""
+    """Ask the format's exporter about every op. Raises `UnknownName`; other trouble is the analysis's `error`."""
     exporter: Exporter = registry.load(EXPORTERS, format)
     try:
         progress("trace the model")
@@ -39,7 +39,10 @@ def analyze(model: Model, format: str, *, progress: Progress = silent) -> Analys
     except UnsupportedModel as error:
         return Analysis(format=format, ops=(), error=str(error))
     refused = "; ".join(f"{r.where}: {r.reason}: {r.fix}" for r in exporter.reject(job))
-    return Analysis(format=format, ops=tuple(isolation.support(format, job, progress)), error=refused or None)
+    try:
+        return Analysis(format=format, ops=tuple(isolation.support(format, job, progress)), error=refused or None)
+    except EdgekitError as error:  # one format's toolchain must not hide what the others say
+        return Analysis(format=format, ops=(), error=str(error))
 
 
 def explained(error: UnsupportedModel, format: str, job: ExportJob, progress: Progress) -> UnsupportedModel:
@@ -52,5 +55,8 @@ def explained(error: UnsupportedModel, format: str, job: ExportJob, progress: Pr
     blocking = [op for op in ops if op.verdict == "needs a rewrite"][:SHOWN]
     if not blocking:
         return error
-    where = "; ".join(f"{op.op} in {op.module or 'the model'} ({op.source}): {op.fix}" for op in blocking)
-    return UnsupportedModel(f"{error}. Needs a rewrite: {where}. See all: edgekit analyze --format {format}")
+    where = "; ".join(f"{op.op} in {op.place}: {op.fix}" for op in blocking)
+    return UnsupportedModel(
+        f"{error}. Needs a rewrite: {where}. See all with: edgekit analyze --format {format}; "
+        "cut the smallest part that fails out with its --save-repro"
+    )

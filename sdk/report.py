@@ -22,6 +22,7 @@ class Row(Value, frozen=True, kw_only=True):
     format: str
     runtime: str
     precision: Precision
+    float_ops: int  # of those with weights, in a model of another precision
     model_bytes: int
     parity: Parity | None
     delegation: Delegation | None
@@ -61,6 +62,7 @@ def row(bundle: Bundle) -> Row:
         format=artifact.format,
         runtime=artifact.runtime,
         precision=manifest.precision.name,
+        float_ops=manifest.precision.float_ops if manifest.precision.name != "fp32" else 0,
         model_bytes=bundle.model_bytes,
         parity=manifest.parity,
         delegation=manifest.delegation,
@@ -72,7 +74,7 @@ def row(bundle: Bundle) -> Row:
 def cells(row: Row) -> list[tuple[str, str]]:
     """Label and text of every line of a row, for people."""
     lines = [
-        ("model", f"{row.model}  {row.precision}  {row.format} on {row.runtime}"),
+        ("model", f"{row.model}  {row.precision}{_kept_float(row)}  {row.format} on {row.runtime}"),
         ("size", megabytes(row.model_bytes)),
     ]
     if row.parity:
@@ -91,15 +93,20 @@ def cells(row: Row) -> list[tuple[str, str]]:
     return lines
 
 
+def _kept_float(row: Row) -> str:
+    return f" ({row.float_ops} ops with float weights)" if row.float_ops else ""
+
+
 def comparison_table(report: Report) -> tuple[list[str], list[list[str]]]:
     """Column names and rows of several bundles side by side; a format that failed has its reason instead."""
-    columns = ["format", "MB", "load ms", "p50 ms", "peak MB", "parity", "delegated"]
+    columns = ["format", "precision", "MB", "load ms", "p50 ms", "peak MB", "parity", "delegated"]
     rows = []
     for each in report.rows:
         m, where = each.measurement, each.delegation
         rows.append(
             [
                 each.format,
+                each.precision,
                 f"{each.model_bytes / 1e6:.2f}",
                 f"{1e3 * m.load_s:.1f}" if m else "-",
                 f"{1e3 * m.latency.p50_s:.2f}" if m else "-",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from typing import Literal
 
@@ -66,6 +67,18 @@ def torch_missing(error: ModuleNotFoundError) -> ToolchainMissing | None:
     if (error.name or "").partition(".")[0] != "torch":
         return None
     return ToolchainMissing("loading, compressing and exporting models needs torch: pip install 'edgekit[onnx]'")
+
+
+def require(packages: Sequence[str], by: str) -> None:
+    """Raise `ToolchainMissing` with the pip line when a package that `by` drives is missing or of another version."""
+    for toolchain in TOOLCHAINS:
+        if toolchain.package in packages:
+            found = check(toolchain)
+            if found.state == "missing":
+                raise ToolchainMissing(f"{by} needs {found.package}: {found.fix}")
+            if found.state == "wrong version":
+                wanted = f"{found.package}{found.wanted}"
+                raise ToolchainMissing(f"{by} needs {wanted} and found {found.version}: {found.fix}")
 
 
 def check_all() -> list[Finding]:

@@ -29,6 +29,8 @@ import sys
 from edgekit.errors import UnsupportedModel
 from edgekit.types import Value
 
+DISTRIBUTIONS = ()
+
 
 class Options(Value, frozen=True, kw_only=True):
     act: str = "refuse"
@@ -143,3 +145,25 @@ def test_the_memory_in_use_is_shown_while_a_step_takes_long(
     with pytest.raises(UnsupportedModel):
         isolation.export("bad", job, tmp_path, Act(act="refuse"), steps.append)
     assert any(step.endswith(" GB in use") for step in steps)  # while it imports torch
+
+
+@torch.library.custom_op("edgekit_tests::twice", mutates_args=())
+def twice(x: torch.Tensor) -> torch.Tensor:
+    return x * 2
+
+
+@twice.register_fake
+def _(x: torch.Tensor) -> torch.Tensor:
+    return torch.empty_like(x)
+
+
+class Twice(torch.nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return twice(x)
+
+
+def test_a_custom_op_is_refused_by_name_before_anything_runs(tmp_path: Path) -> None:
+    model = load(Twice().eval(), torch.randn(2, 3))
+    job = ExportJob.of(CompressedModel(model=model), capture(model), "fp32")
+    with pytest.raises(UnsupportedModel, match=r"'edgekit_tests.twice.default' in .*is a custom op"):
+        job.save(tmp_path)

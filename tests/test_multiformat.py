@@ -74,6 +74,14 @@ def test_a_format_that_cannot_loses_none_of_the_others(tmp_path: Path, capsys: p
     assert Bundle.open(tmp_path / "out" / "onnx").manifest.precision.name == "fp16"
 
 
+def test_what_is_wrong_for_all_formats_is_said_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["export", "-m", f"{MODELS}:mlp", "-d", "raspberrypi5", "--format", "all", "-o", str(tmp_path / "out")]
+    assert run([*arguments, "--precision", "int9", "-q"]) == 2
+    assert capsys.readouterr().err.count("no precision is called 'int9'") == 1
+    assert run([*arguments, "--option", "layout=NHWC", "-q"]) == 2
+    assert "must name one of the formats: executorch.layout=NHWC" in capsys.readouterr().err
+
+
 def test_a_folder_that_is_a_bundle_is_not_filled_with_others(small_conv_bundle: Bundle, tmp_path: Path) -> None:
     with pytest.raises(OutputExists, match="is a bundle; several formats"):
         check_folder(small_conv_bundle.path, FORMATS, force=True)

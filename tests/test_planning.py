@@ -6,10 +6,12 @@ from pathlib import Path
 
 import msgspec
 import pytest
+import torch
+from torch import nn
 from torch.export import ExportedProgram
 
 from edgekit.errors import InvalidInput, PlanInfeasible, UnknownName
-from edgekit.graph import capture
+from edgekit.graph import attention_ops, capture
 from edgekit.passes.float16 import Float16
 from edgekit.passes.int8_static import Int8Static
 from edgekit.planning import RECIPES, Plan, check_plan, plan, require_fit
@@ -104,3 +106,33 @@ def test_the_tighter_limit_is_the_one_that_is_named() -> None:
 def test_a_bad_plan_file_is_refused_with_its_fault(text: str, message: str) -> None:
     with pytest.raises(InvalidInput, match=message):
         Plan.from_json(text)
+
+
+class Ending(nn.Module):
+    """A convolution net that returns probabilities: its softmax is no attention."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.softmax(self.conv(x).mean((2, 3)), -1)
+
+
+def test_a_classifier_that_ends_in_a_softmax_is_no_transformer() -> None:
+    program = capture(load(Ending().eval(), torch.rand(1, 3, 8, 8)))
+    assert attention_ops(program) == 0
+    assert plan(program, find_device("raspberrypi5"), calibrated=True).precision == "int8"
+
+
+def test_attention_is_a_softmax_that_a_product_reads(attention: ExportedProgram) -> None:
+    assert attention_ops(attention) >= 1
+
+
+def test_options_of_another_format_are_refused(conv: ExportedProgram) -> None:
+    board = find_device("raspberrypi5")
+    assert plan(conv, board, format="onnx", precision="fp32", options=["onnx.opset=18"]).options == {"opset": "18"}
+    with pytest.raises(InvalidInput, match=r"'tflite.layout=NHWC' is an option of tflite, and this export is to onnx"):
+        plan(conv, board, format="onnx", precision="fp32", options=["tflite.layout=NHWC"])
+    with pytest.raises(InvalidInput, match="is no option: write NAME=VALUE"):
+        plan(conv, board, format="onnx", precision="fp32", options=["opset"])

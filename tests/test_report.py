@@ -62,6 +62,7 @@ def row(**changes: Any) -> Row:
         format="onnx",
         runtime="onnxruntime",
         precision="int8",
+        float_ops=0,
         model_bytes=1_234_567,
         parity=parity(1, 2, 9),
         delegation=Delegation(unit="npu", units={"cpu": {"Conv": 12}, "npu": {"Conv": 3}}, partitions=2),

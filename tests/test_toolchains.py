@@ -11,7 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from edgekit.toolchains import TOOLCHAINS, Toolchain, check, check_all
+from edgekit import registry
+from edgekit.errors import ToolchainMissing
+from edgekit.planning import EXPORTERS
+from edgekit.toolchains import TOOLCHAINS, Toolchain, check, check_all, require
 
 PROJECT = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 EXTRAS: dict[str, list[str]] = PROJECT["optional-dependencies"]
@@ -37,11 +40,30 @@ def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str]
 
 
 @every_toolchain
-def test_the_extra_names_the_package_with_the_same_minimum(toolchain: Toolchain) -> None:
+def test_the_extra_names_the_package_with_the_same_limits(toolchain: Toolchain) -> None:
     assert toolchain.extra in EXTRAS
     names = {re.split(r"[\[<>=!~; ]", entry, maxsplit=1)[0]: entry for entry in EXTRAS[toolchain.extra]}
     assert toolchain.package in names, f"extra '{toolchain.extra}' has {EXTRAS[toolchain.extra]}"
-    assert names[toolchain.package] == f"{toolchain.package}>={toolchain.minimum}"
+    minimum, whole = f"{toolchain.package}>={toolchain.minimum}", f"{toolchain.package}{wanted(toolchain)}"
+    assert names[toolchain.package] in (minimum, whole)
+
+
+def wanted(toolchain: Toolchain) -> str:
+    return check(toolchain).wanted
+
+
+@pytest.mark.parametrize("name", registry.names(EXPORTERS))
+def test_a_bundle_asks_for_the_runtime_versions_that_doctor_checks(name: str) -> None:
+    asked = registry.load(EXPORTERS, name).RUNTIME_VERSION_RANGE
+    assert asked in {f"{toolchain.package}{wanted(toolchain)}" for toolchain in TOOLCHAINS}
+
+
+def test_an_exporter_of_a_wrong_version_is_refused_with_the_pip_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    old = Toolchain(package="numpy", minimum="99", below=None, extra="onnx", purpose="a test")
+    monkeypatch.setattr("edgekit.toolchains.TOOLCHAINS", (old,))
+    with pytest.raises(ToolchainMissing, match=r"exporter 'x' needs numpy>=99 and found \d.*: pip install 'numpy>=99'"):
+        require(("numpy",), "exporter 'x'")
+    require(("torch",), "exporter 'x'")  # not in the table: nothing to say
 
 
 @every_toolchain

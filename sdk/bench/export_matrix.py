@@ -18,10 +18,10 @@ from edgekit.bundle import Bundle
 from edgekit.compression import Progress, silent
 from edgekit.drafting import ExportOptions
 from edgekit.errors import EdgekitError, ToolchainMissing, UnsupportedModel, unknown_name
-from edgekit.graph import capture, op_counts
+from edgekit.graph import attention_ops, capture, op_counts
 from edgekit.model import Model
 from edgekit.pipeline import export
-from edgekit.planning import ATTENTION, EXPORTERS
+from edgekit.planning import EXPORTERS
 from edgekit.processing import Array
 from edgekit.quiet import quiet
 from edgekit.source import load
@@ -75,7 +75,8 @@ def run(models: Sequence[str] = (), formats: Sequence[str] = (), progress: Progr
 def _cells(name: str, format: str, progress: Progress) -> list[Cell]:
     try:
         model = _load(name)
-        attention = sum(op_counts(capture(model))[op] for op in (*ATTENTION, "lstm"))
+        program = capture(model)
+        attention = attention_ops(program) + op_counts(program)["lstm"]
     except UnsupportedModel as error:
         return [_refused(name, format, "fp32", error, 0.0)]
     except RuntimeError as error:

@@ -67,8 +67,7 @@ def _show(analysis: Analysis, every: bool) -> None:
     groups: dict[tuple[str, ...], list[str]] = {}
     for op in analysis.ops:
         if every or op.reason:
-            place = f"{op.module or 'the model itself'} ({op.source or 'no source line'})"
-            groups.setdefault((op.verdict, op.op, op.reason, op.fix), []).append(place)
+            groups.setdefault((op.verdict, op.op, op.reason, op.fix), []).append(op.place)
     for (verdict, name, reason, fix), places in groups.items():
         say(f"  {verdict}: {name}" + (f": {reason}" if reason else ""))
         for place, count in Counter(places).items():

@@ -206,7 +206,8 @@ def _show_formats(found: Report, output: Path, json: bool) -> int:
         show_json(found)
     else:
         for shown in found.rows[:1]:
-            say(f"{shown.model}  {shown.precision}  for {shown.device}, measured on this machine\n")
+            where = ", measured on this machine" if shown.measurement else ""
+            say(f"{shown.model} for {shown.device}{where}\n")
         show_table(*comparison_table(found))
         say("")
         lines = [(f"{r.format} against fp32", speedup_text(r.against_float)) for r in found.rows if r.against_float]
@@ -216,7 +217,10 @@ def _show_formats(found: Report, output: Path, json: bool) -> int:
             if r.delegation and (text := fallback_text(r.delegation))
         ]
         lines += [(failure.format, f"FAILED: {failure.message}") for failure in found.failures]
-        show_pairs([*lines, ("next", f"edgekit compare {shlex.quote(str(output))}/*")])
+        if len(found.rows) > 1:
+            lines.append(("next", f"edgekit compare {shlex.quote(str(output))}/*"))
+        if lines:
+            show_pairs(lines)
     warn(found.warnings)
     return 1 if found.failures or any(r.parity and not r.parity.ok for r in found.rows) else 0
 
