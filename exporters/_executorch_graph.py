@@ -12,9 +12,9 @@ from torch.utils import _pytree as pytree
 
 from edgekit.exporting import ExportJob
 from edgekit.graph import specialise
+from edgekit.runtimes._executorch_file import METHOD
 from edgekit.types import entry_points
 
-METHOD = "forward"
 aten = torch.ops.aten
 CONVOLUTIONS = (aten.conv1d.default, aten.conv2d.default, aten.conv_transpose2d.input)
 PRODUCTS = (*CONVOLUTIONS, aten.linear.default)
@@ -138,13 +138,20 @@ def is_zero_pad(node: Node) -> bool:
     return inside and given.get("mode", "constant") == "constant" and not given.get("value")
 
 
+def mean_axes(node: Node) -> list[int]:
+    """The axes that a mean runs over, ascending; all where it names none."""
+    arguments: Any = node.args
+    rank = arguments[0].meta["val"].dim()
+    return sorted(axis % rank for axis in arguments[1] or range(rank))
+
+
 def _keep_axes(node: Node) -> None:
     """A mean over height and width that drops them -> one that keeps them, which XNNPACK has, and a view."""
     arguments: Any = node.args
-    source, over, keeps = arguments[0], arguments[1], len(arguments) > 2 and arguments[2]
+    source, over, keeps = arguments[0], mean_axes(node), len(arguments) > 2 and arguments[2]
     sizes, value = source.meta["val"].shape, node.meta["val"]
     static = all(isinstance(size, int) for size in value.shape)
-    if keeps or not is_float(source) or len(sizes) != 4 or sorted(axis % 4 for axis in over) != [2, 3] or not static:
+    if keeps or not is_float(source) or len(sizes) != 4 or over != [2, 3] or not static:
         return
     with node.graph.inserting_after(node):
         view = node.graph.call_function(aten.view.default, (node, list(value.shape)))

@@ -28,8 +28,19 @@ from torchao.quantization.pt2e.quantizer import (
     SharedQuantizationSpec,
 )
 
-from edgekit.exporters._executorch_graph import FUSED, PRODUCTS, aten, fused_clamp, is_float, is_zero_pad, only_reader
+from edgekit.compression import Quantization
+from edgekit.exporters._executorch_graph import (
+    FUSED,
+    PRODUCTS,
+    aten,
+    fused_clamp,
+    is_float,
+    is_zero_pad,
+    mean_axes,
+    only_reader,
+)
 from edgekit.graph import module_path
+from edgekit.ranges import zero_on_step
 
 KEY = "quantization_annotation"
 VIEWS = (aten.view.default, aten.reshape.default, aten.flatten.using_ints, aten.unflatten.int, aten.squeeze.dim,
@@ -38,22 +49,15 @@ VIEWS = (aten.view.default, aten.reshape.default, aten.flatten.using_ints, aten.
 PASSING = (*VIEWS, aten.max_pool2d.default, aten.permute.default, aten.transpose.int, aten.slice.Tensor)
 SHARING = (*PASSING, *FUSED, aten.clamp.default)
 SMALLEST_SCALE = 2**-12  # XNNPACK's requantisation holds no smaller ones
-WIDTH = 255  # steps of 8 bits
 
 
 class OnStepObserver(MinMaxObserver):  # type: ignore[misc]
-    """Observes a model's input, and widens its range until zero lies on a step instead of rounding the zero point.
-
-    Pixels in [-1, 1] have their zero between two of 256 steps; rounding it would put every pixel half a step off.
-    """
+    """Observes a model's input, and widens its range until zero lies on a step instead of rounding the zero point."""
 
     def calculate_qparams(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Scale and zero point."""
-        low, high = float(self.min_val), float(self.max_val)
-        below = int(-low / (high - low) * WIDTH) if low < 0 < high else 0
-        if not below:
-            return super().calculate_qparams()  # type: ignore[no-any-return]
-        return torch.tensor([-low / below]), torch.tensor([below + self.quant_min])
+        ends = zero_on_step(float(self.min_val), float(self.max_val), self.quant_max - self.quant_min)
+        return self._calculate_qparams(*map(torch.tensor, ends))  # type: ignore[no-any-return]
 
 
 def _activation(observer: type, **options: Any) -> QuantizationSpec:
@@ -87,13 +91,15 @@ DYNAMIC = _activation(PlaceholderObserver, is_dynamic=True)
 class DynamicQuantizer(Quantizer):  # type: ignore[misc]
     """int8 weights of linear layers; their input is scaled at every call."""
 
-    def __init__(self, keep_float: tuple[str, ...] = ()) -> None:
-        self.keep_float = keep_float
+    def __init__(self, scheme: Quantization) -> None:
+        self.scheme = scheme
 
     def annotate(self, model: GraphModule) -> GraphModule:
         """Mark the linear layers."""
         for node in model.graph.nodes:
-            if node.target == aten.linear.default and is_float(node) and not is_kept(node, self.keep_float):
+            if node.target != aten.linear.default or self.scheme.stays_float(module_path(node)):
+                continue
+            if is_float(node) and has_constants(node):
                 annotate_dynamic(node)
         return model
 
@@ -108,8 +114,8 @@ class StaticQuantizer(Quantizer):  # type: ignore[misc]
     call), since rounding the answer blurs it and nobody computes on it.
     """
 
-    def __init__(self, per_channel: bool, keep_float: tuple[str, ...] = (), float_answers: bool = True) -> None:
-        self.per_channel, self.keep_float, self.float_answers = per_channel, keep_float, float_answers
+    def __init__(self, scheme: Quantization, float_answers: bool = True) -> None:
+        self.scheme, self.per_channel, self.float_answers = scheme, scheme.per_channel, float_answers
 
     def transform_for_annotation(self, model: GraphModule) -> GraphModule:
         """Numbers in sums and products become tensors, which the kernels take."""
@@ -121,7 +127,7 @@ class StaticQuantizer(Quantizer):  # type: ignore[misc]
 
     def annotate(self, model: GraphModule) -> GraphModule:
         """Apply the rules: first the ops that compute, then those that only pass values on."""
-        nodes = [n for n in model.graph.nodes if is_float(n) and not is_kept(n, self.keep_float)]
+        nodes = [n for n in model.graph.nodes if is_float(n) and not self.scheme.stays_float(module_path(n))]
         for node in nodes:
             if (rule := COMPUTING.get(node.target)) is not None:
                 rule(self, node)
@@ -137,7 +143,7 @@ class StaticQuantizer(Quantizer):  # type: ignore[misc]
     def product(self, node: Node) -> None:
         """A convolution or linear layer."""
         source, weight = _operands(node)
-        if not is_float(source) or weight.op != "get_attr":
+        if not is_float(source) or not has_constants(node):
             return
         if node.target == aten.linear.default and self.float_answers and _is_answer(node) and self.per_channel:
             annotate_dynamic(node)
@@ -166,15 +172,17 @@ class StaticQuantizer(Quantizer):  # type: ignore[misc]
     def mean(self, node: Node) -> None:
         """An average over height and width."""
         source, sizes = node.args[0], list(node.meta["val"].shape)
+        if node.target == aten.mean.dim and mean_axes(node) != [2, 3]:
+            return
         if is_float(source) and len(sizes) == 4 and sizes[2:] == [1, 1]:
             _mark(node, {source: observed(source)}, ACTIVATION)
 
     def cat(self, node: Node) -> None:
         """A concatenation: one scale for all."""
         sources: Any = node.args[0]
-        first, *others = sources
+        first = sources[0]  # which may come again
         shared = SharedQuantizationSpec((first, node))
-        _mark(node, {first: ACTIVATION} | {other: shared for other in others}, shared)
+        _mark(node, dict.fromkeys(sources, shared) | {first: observed(first)}, shared)
 
 
 PADDED = (aten.conv1d.default, aten.conv2d.default)
@@ -198,10 +206,10 @@ def annotate_dynamic(node: Node) -> None:
     _mark(node, {node.args[0]: DYNAMIC, node.args[1]: _weight(per_channel=True)})
 
 
-def is_kept(node: Node, modules: tuple[str, ...]) -> bool:
-    """Whether a node belongs to a module that stays float, or to one inside of it."""
-    path = module_path(node)
-    return any(path == kept or path.startswith(f"{kept}.") for kept in modules)
+def has_constants(node: Node) -> bool:
+    """Whether weight and bias of a product are stored in the model; a kernel for integers takes no computed ones."""
+    stored: Any = node.args[1:3]
+    return all(operand is None or operand.op == "get_attr" for operand in stored)
 
 
 def _mark(node: Node, inputs: dict[Any, Any], output: Any = None) -> None:

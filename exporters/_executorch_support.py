@@ -12,7 +12,7 @@ from edgekit.exporters._executorch_delegation import fallback_reason
 from edgekit.exporters._executorch_graph import editable, trace_again
 from edgekit.exporters._executorch_lowering import make_partitioner, partitioner_reasons
 from edgekit.exporting import Complaint, ExportJob, OpSupport, op_support
-from edgekit.quiet import quiet_native
+from edgekit.quiet import quiet
 
 
 class _Seen(Exception):
@@ -21,7 +21,7 @@ class _Seen(Exception):
 
 def op_verdicts(job: ExportJob) -> list[OpSupport]:
     """Every op of the trace, and every op of its decomposition that XNNPACK does not take."""
-    with quiet_native():
+    with quiet():
         from executorch.runtime import Runtime
 
         kernels = {name.partition(".")[0] for name in Runtime.get().operator_registry.operator_names}

@@ -15,6 +15,7 @@ from edgekit.exporters._onnx_tables import quantize_tables, turn_matrices
 from edgekit.exporting import ExportJob
 from edgekit.processing import Arrays
 from edgekit.quiet import quiet
+from edgekit.ranges import zero_on_step
 from edgekit.types import DType
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ def _quantize_dynamic(scheme: Quantization, source: Path, out: Path, large: bool
     proto = toolchain().load(source)
     split_gemm(proto)
     turn_matrices(proto)
-    kept = _float_nodes(proto, scheme.keep_float)
+    kept = _float_nodes(proto, scheme)
     save(proto, source, large)
     del proto  # quantize_dynamic reads the file again
     with quiet():
@@ -73,7 +74,7 @@ def _quantize_static(
 
     if not job.calibration:
         raise UnsupportedModel("static quantisation without calibration samples")
-    kept = _float_nodes(toolchain().load(source, load_external_data=False), scheme.keep_float)
+    kept = _float_nodes(toolchain().load(source, load_external_data=False), scheme)
     progress(f"calibrate on {len(job.calibration)} samples")
     types = {"uint8": QuantType.QUInt8, "int8": QuantType.QInt8}
     with quiet():
@@ -97,24 +98,23 @@ def _quantize_static(
 
 
 def input_ranges(samples: tuple[Arrays, ...], dtype: DType) -> dict[str, list[dict[str, np.float32]]]:
-    """Ranges of float inputs widened until zero falls on a step, instead of rounding the zero point.
-
-    Pixels in [-1, 1] have their zero between two of 256 steps; rounding it would put every pixel half a step off.
-    """
+    """Ranges of the float inputs that have zero inside, with zero on a step."""
     ranges = {}
     steps = np.iinfo(dtype).max - np.iinfo(dtype).min
     for name in samples[0]:
         low = min(float(sample[name].min()) for sample in samples)
         high = max(float(sample[name].max()) for sample in samples)
-        below = int(-low / (high - low) * steps) if low < 0 < high and samples[0][name].dtype.kind == "f" else 0
-        if below:
-            ranges[name] = [{"rmin": np.float32(low), "rmax": np.float32(low - low / below * steps)}]
+        if low < 0 < high and samples[0][name].dtype.kind == "f":
+            low, high = zero_on_step(low, high, steps)
+            ranges[name] = [{"rmin": np.float32(low), "rmax": np.float32(high)}]
     return ranges
 
 
-def _float_nodes(proto: onnx.ModelProto, modules: tuple[str, ...]) -> list[str]:
+def _float_nodes(proto: onnx.ModelProto, scheme: Quantization) -> list[str]:
     """Nodes of the modules that stay float, and the activations that read nothing else."""
-    kept = {name: node for node in proto.graph.node if module_of(node) in modules for name in node.output}
+    labelled = [(node, module_of(node)) for node in proto.graph.node]
+    inside = [node for node, path in labelled if path is not None and scheme.stays_float(path)]
+    kept = {name: node for node in inside for name in node.output}
     for node in proto.graph.node:
         if node.op_type in ("Clip", "Relu") and node.input[0] in kept:
             kept[node.output[0]] = node

@@ -13,7 +13,7 @@ from edgekit.errors import ToolchainMissing, UnsupportedModel
 from edgekit.exporters._tflite_file import require_kernels
 from edgekit.exporting import ExportJob
 from edgekit.graph import module_path, specialise
-from edgekit.quiet import quiet_native
+from edgekit.quiet import quiet
 from edgekit.types import TensorSpec, entry_points
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ def toolchain() -> None:
     """Import litert_torch, or raise `ToolchainMissing` with the line that installs it."""
     os.environ.setdefault("LITERT_TORCH_SHOW_PROGRESS", "n")
     try:
-        with quiet_native():
+        with quiet():
             import ai_edge_quantizer  # noqa: F401
             import litert_torch  # noqa: F401
     except ImportError as error:
@@ -47,7 +47,7 @@ def convert(job: ExportJob, layout: str) -> bytes:
     """
     toolchain()
     try:
-        with quiet_native():
+        with quiet():
             content = _to_flatbuffer(
                 job, {name: _lowered_program(p, layout, _is_dynamic(job)) for name, p in _programs(job).items()}
             )

@@ -10,7 +10,7 @@ from typing import Any
 
 from edgekit.bundle import WeightPrecision
 from edgekit.errors import UnsupportedModel
-from edgekit.quiet import quiet_native
+from edgekit.quiet import quiet
 from edgekit.runtimes._litert_delegation import WEIGHT_OPS, module_of
 from edgekit.types import DType, Precision
 
@@ -48,7 +48,7 @@ def require_kernels(content: bytes, name: str) -> None:
 
     plain = OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES  # they would prepare all weights
     try:
-        with quiet_native():
+        with quiet():
             Interpreter(model_content=content, experimental_op_resolver_type=plain)
     except (ValueError, RuntimeError) as error:
         missing = re.search(r"opcode '(\w+)'", str(error))

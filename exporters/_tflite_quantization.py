@@ -14,7 +14,8 @@ from edgekit.exporters._tflite_conversion import SIGNATURE, TO_NHWC
 from edgekit.exporters._tflite_file import module, operators, parse_model
 from edgekit.exporting import ExportJob
 from edgekit.processing import Array, Arrays
-from edgekit.quiet import quiet_native
+from edgekit.quiet import quiet
+from edgekit.ranges import zero_on_step
 from edgekit.types import TensorSpec
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ def quantize(
     ranges = _calibrate(job, inputs, model, recipe, progress) if scheme.scheme == "static" else None
     progress("quantise weights")
     try:
-        with quiet_native():
+        with quiet():
             quantizer = Quantizer(model, recipe.get_quantization_recipe())
             made = quantizer.quantize(ranges, enable_progress_bar=False, enable_progress_report=False)
     except Exception as error:  # the quantizer raises what its numpy code raises
@@ -66,7 +67,7 @@ def _recipe(scheme: Quantization, model: bytes, integer_io: bool) -> RecipeManag
             recipe.add_dynamic_config(".*", operation, 8, grain)
     else:
         recipe.add_weight_only_config(".*", every, 8, grain)
-    for scope in _kept(model, scheme.keep_float):
+    for scope in _kept(model, scheme):
         recipe.add_quantization_config(scope, every, None, AlgorithmName.NO_QUANTIZE)
     return recipe
 
@@ -85,7 +86,7 @@ def _calibrate(
         raise UnsupportedModel("static quantisation without calibration samples")
     progress(f"calibrate on {len(job.calibration)} samples")
     samples = [_as_file_takes(sample, inputs) for sample in job.calibration]
-    with quiet_native():
+    with quiet():
         calibrator = Calibrator(model, 1, CalibrationMode.CALIBRATION_PROFILER_BASED, min_max_update)
         calibrator.calibrate({SIGNATURE: samples}, recipe)
     ranges: dict[str, dict[str, Array]] = calibrator.get_model_qsvs()
@@ -96,13 +97,9 @@ def _calibrate(
 
 
 def widen(found: dict[str, Array]) -> dict[str, Array]:
-    """A range [min, max] widened until zero falls on one of 256 steps, instead of rounding the zero point.
-
-    Pixels in [-1, 1] have their zero between two steps; rounding it would put every pixel half a step off.
-    """
-    low, high = float(found["min"].min()), float(found["max"].max())
-    below = int(-low / (high - low) * 255) if low < 0 < high else 0
-    return {"min": found["min"], "max": np.full_like(found["max"], low - low / below * 255)} if below else found
+    """An input's range [min, max] with zero on one of 256 steps."""
+    low, high = zero_on_step(float(found["min"].min()), float(found["max"].max()))
+    return {"min": np.full_like(found["min"], low), "max": np.full_like(found["max"], high)}
 
 
 def _as_file_takes(sample: Arrays, inputs: tuple[TensorSpec, ...]) -> Arrays:
@@ -128,12 +125,13 @@ def _answers(model: bytes) -> list[str]:
     ]
 
 
-def _kept(model: bytes, modules: tuple[str, ...]) -> Iterator[str]:
+def _kept(model: bytes, scheme: Quantization) -> Iterator[str]:
     """Scopes of the ops of the modules that stay float, and of the activations that read nothing else."""
     parsed = parse_model(model)
     written: set[int] = set()
     for kind, operator in operators(parsed):
-        if (module(parsed, kind, operator) or "") in modules or (kind in ACTIVATIONS and operator.inputs[0] in written):
+        follows = kind in ACTIVATIONS and operator.inputs[0] in written
+        if follows or scheme.stays_float(module(parsed, kind, operator) or ""):
             written.update(operator.outputs)
             yield _scope(parsed, operator)
 

@@ -6,7 +6,7 @@ from torch.fx import Node
 
 from edgekit.exporters._tflite_conversion import copied, toolchain
 from edgekit.exporting import Complaint, ExportJob, OpSupport, op_support
-from edgekit.quiet import quiet_native
+from edgekit.quiet import quiet
 
 # Ops that litert_torch turns into one that LiteRT does not run, or runs outside of XNNPACK. Measured with LiteRT 2.3.
 WITHOUT_KERNEL = {"aten.sort.default": "STABLEHLO_SORT", "aten.topk.default": "STABLEHLO_SORT"}
@@ -27,7 +27,7 @@ OUTSIDE_XNNPACK = {
 def op_verdicts(job: ExportJob) -> list[OpSupport]:
     """Every op of the trace, and every op of its decomposition that does not simply convert."""
     toolchain()
-    with quiet_native():
+    with quiet():
         from litert_torch import fx_infra
         from litert_torch.backend import lowerings
 

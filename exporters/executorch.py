@@ -15,7 +15,7 @@ from edgekit.compression import Progress, silent
 from edgekit.errors import UnsupportedModel
 from edgekit.exporting import Exported, ExportJob, OpSupport, Refusal
 from edgekit.quiet import quiet
-from edgekit.runtimes._executorch_file import WEIGHT_OPS, ProgramFile, read_file
+from edgekit.runtimes._executorch_file import WEIGHT_OPS, ProgramFile, first_method, read_file
 from edgekit.types import Precision, TensorSpec, Value
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ class Options(Value, frozen=True, kw_only=True):
     float_answers: bool = True  # last linear layers return floats from int8 weights instead of a rounded tensor
 
 
-def reject(job: ExportJob) -> list[Refusal]:
+def reject(job: ExportJob, options: Options) -> list[Refusal]:
     """Complex and half inputs have no place in this runtime's binding."""
     return [
         Refusal(where=spec.name, reason=f"ExecuTorch takes no {spec.dtype} tensors", fix="cast it to float32")
@@ -73,7 +73,7 @@ def export(job: ExportJob, out: Path, options: Options, progress: Progress) -> E
     if job.keep_intermediates:
         with quiet():
             lowered.executorch.get_etrecord().save(str(out / ETRECORD))
-    file = read_file(out / FILE)
+    file = read_file(out / FILE, first_method(job.dynamic))
     scheme = job.quantization.scheme if job.quantization else None
     return Exported(
         path=FILE,

@@ -43,7 +43,7 @@ class Options(Value, frozen=True, kw_only=True):
     external_data_bytes: int = 1 << 30  # protobuf ends at 2 GiB; larger weights go into model.onnx.data
 
 
-def reject(job: ExportJob) -> list[Refusal]:
+def reject(job: ExportJob, options: Options) -> list[Refusal]:
     """ONNX takes every dtype and shape a `Model` can have."""
     return []
 

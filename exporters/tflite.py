@@ -30,12 +30,19 @@ class Options(Value, frozen=True, kw_only=True):
     """Choices of the TFLite exporter."""
 
     layout: Literal["NCHW", "NHWC"] = "NCHW"  # of four-dimensional inputs; cameras and Android deliver NHWC
-    integer_io: bool = False  # int8 inputs and outputs in an int8 file, for hardware without float
+    integer_io: bool = False  # int8 inputs and outputs in an int8 file, for hardware without float; no part of floats
 
 
-def reject(job: ExportJob) -> list[Refusal]:
-    """What TFLite cannot express."""
-    return []
+def reject(job: ExportJob, options: Options) -> list[Refusal]:
+    """Options that this job cannot follow; TFLite itself takes every dtype and shape a `Model` can have."""
+    refused = []
+    if options.layout == "NHWC" and {"tokens", "position", "key_0"} <= {spec.name for spec in job.inputs}:
+        reason = "a language model takes no images, and its four-dimensional inputs are its cache"
+        refused.append(Refusal(where="layout=NHWC", reason=reason, fix="leave the option out"))
+    if options.integer_io and (job.quantization is None or job.quantization.scheme != "static"):
+        reason = f"only static int8 has integers for inputs and outputs, and this is {job.precision}"
+        refused.append(Refusal(where="integer_io", reason=reason, fix="take --precision int8, or leave the option out"))
+    return refused
 
 
 def support(job: ExportJob) -> list[OpSupport]:

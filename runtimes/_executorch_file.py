@@ -11,15 +11,17 @@ import math
 import re
 import tempfile
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 from typing import IO, Any
 
 from edgekit.bundle import Delegation
+from edgekit.types import DynamicDim, entry_points
 
 XNNPACK = "XnnpackBackend"
+METHOD = "forward"  # of a program that serves all sizes
 INFINITE = re.compile(r":\s*(-?)inf\b")
 HEADER_BYTES = 64  # at least the extended header of a program
 LAYOUT_OPS = {"StaticTranspose", "_to_dim_order_copy", "_clone_dim_order", "permute_copy", "transpose_copy"}
@@ -76,8 +78,8 @@ class ProgramFile:
         )
 
 
-def read_file(path: Path) -> ProgramFile:
-    """Parse a .pte file without reading its weights."""
+def read_file(path: Path, method: str = METHOD) -> ProgramFile:
+    """Parse one method of a .pte file without reading its weights."""
     from executorch.exir._serialize._flatbuffer_program import _flatbuffer_to_program
     from executorch.exir._serialize._program import _get_extended_header
 
@@ -86,12 +88,17 @@ def read_file(path: Path) -> ProgramFile:
         stream.seek(0)
         program = _flatbuffer_to_program(stream.read(header.program_size if header else -1))
         base = header.segment_base_offset if header else 0
-        plan = program.execution_plan[0]
+        plan = next(plan for plan in program.execution_plan if plan.name == method)  # sorted by name in the file
         payloads = [_payload(stream, program, base, d) for d in plan.delegates if d.id == XNNPACK]
     sizes: Counter[str] = Counter()
     counted: set[str] = set()  # constants that partitions share
     partitions = tuple(_operations(_graph(payload), sizes, counted) for payload in payloads)
     return ProgramFile(partitions=partitions, kernels=_kernels(plan, sizes), weight_bytes=dict(sizes))
+
+
+def first_method(dynamic: Sequence[DynamicDim]) -> str:
+    """The method that a bundle's delegation tells of: that of the smallest listed size."""
+    return next(iter(entry_points(dynamic)), METHOD)
 
 
 def _payload(stream: IO[bytes], program: Any, base: int, delegate: Any) -> bytes:

@@ -7,27 +7,26 @@ for every open session of this format.
 
 from __future__ import annotations
 
-import contextlib
-import os
 import re
-import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from importlib.metadata import version
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 
-from edgekit.bundle import Bundle, Delegation
+from edgekit.bundle import Bundle, Delegation, Manifest
 from edgekit.errors import BundleCorrupt, InvalidInput, ToolchainMissing
 from edgekit.processing import Array, Arrays
-from edgekit.quiet import quiet
+from edgekit.quiet import quiet_native
+from edgekit.runtimes._executorch_file import METHOD, first_method, read_file
 from edgekit.session import CallLog, SessionStats, by_size, closed_run, counted_run
 from edgekit.types import TensorSpec, entry_points
 
 FORMAT = "executorch"
 DISTRIBUTION = "executorch"
-METHOD = "forward"
+SCALARS = {0: "uint8", 1: "int8", 2: "int16", 3: "int32", 4: "int64", 5: "float16", 6: "float32",
+                             7: "float64", 11: "bool", 15: "bfloat16"}  # fmt: skip
 
 
 class ExecuTorchSession:
@@ -37,7 +36,7 @@ class ExecuTorchSession:
         self.inputs: tuple[TensorSpec, ...] = bundle.manifest.inputs
         self.outputs: tuple[TensorSpec, ...] = bundle.manifest.outputs
         torch, binding = _binding()
-        with _native_log() as log:
+        with quiet_native() as log:
             if binding._threadpool_get_thread_count() != threads:
                 binding._unsafe_reset_threadpool(threads)
             program, methods = _load(binding, bundle, log)
@@ -78,10 +77,8 @@ def delegation(bundle: Bundle, feeds: Arrays) -> Delegation:
     """Which unit runs each op: fixed when the file was made, so nothing needs to run."""
     if bundle.manifest.delegation is not None:
         return bundle.manifest.delegation
-    from edgekit.runtimes._executorch_file import read_file
-
     _binding()
-    return read_file(bundle.artifact_path).delegation()
+    return read_file(bundle.artifact_path, first_method(bundle.manifest.dynamic)).delegation()
 
 
 def _caller(torch: ModuleType, method: Any, names: list[str]) -> Callable[[Arrays], list[Array]]:
@@ -108,7 +105,7 @@ def _caller(torch: ModuleType, method: Any, names: list[str]) -> Callable[[Array
 def _binding() -> tuple[ModuleType, ModuleType]:
     """torch and ExecuTorch's native module. `ToolchainMissing` where one cannot be imported."""
     try:
-        with quiet(), _native_log():
+        with quiet_native():
             import torch
             from executorch.extension.pybindings import portable_lib
     except ImportError as error:
@@ -121,9 +118,9 @@ def _load(binding: ModuleType, bundle: Bundle, log: Callable[[], str]) -> tuple[
     path, manifest = bundle.artifact_path, bundle.manifest
     try:
         program = binding._load_program(str(path), program_verification=binding.Verification.InternalConsistency)
-        methods = {name: program.load_method(name) for name in entry_points(manifest.dynamic) or (METHOD,)}
-        metas = [method.method_meta() for method in methods.values()]
-        ends = {(meta.num_inputs(), meta.num_outputs()) for meta in metas}
+        sizes = entry_points(manifest.dynamic)
+        methods = {name: program.load_method(name) for name in sizes or (METHOD,)}
+        found = [_mismatch(method.method_meta(), manifest, name, sizes.get(name)) for name, method in methods.items()]
     except Exception as error:  # the binding raises RuntimeError, IndexError and ValueError
         missing = re.findall(r"[Mm]issing operator: \[\d+\] (\S+)", log())
         reason = f"it has no kernel for {', '.join(missing)}" if missing else _first_line(error)
@@ -131,32 +128,29 @@ def _load(binding: ModuleType, bundle: Bundle, log: Callable[[], str]) -> tuple[
             f"executorch {version(DISTRIBUTION)} cannot load '{path}': {reason}. The bundle asks for "
             f"{bundle.artifact.runtime_version_range}"
         ) from error
-    if wrong := ends - {(len(manifest.inputs), len(manifest.outputs))}:
-        taken, given = wrong.pop()
-        raise BundleCorrupt(
-            f"'{path}' takes {taken} inputs and gives {given} outputs, its manifest names "
-            f"{len(manifest.inputs)} and {len(manifest.outputs)}"
-        )
+    if wrong := next(filter(None, found), None):
+        raise BundleCorrupt(f"'{path}' does not fit its manifest: {wrong}. Export the model again")
     return program, methods
+
+
+def _mismatch(meta: Any, manifest: Manifest, method: str, size: int | None) -> str | None:
+    """What the file has otherwise than its manifest says; sizes that vary within a method are not compared."""
+    taken, given = meta.num_inputs(), meta.num_outputs()
+    if (taken, given) != (len(manifest.inputs), len(manifest.outputs)):
+        named = f"{len(manifest.inputs)} and {len(manifest.outputs)}"
+        return f"{method} takes {taken} inputs and gives {given} outputs, its manifest names {named}"
+    ends = [(meta.input_tensor_meta(index), spec) for index, spec in enumerate(manifest.inputs)]
+    ends += [(meta.output_tensor_meta(index), spec) for index, spec in enumerate(manifest.outputs)]
+    for info, spec in ends:
+        shape, dtype = tuple(info.sizes()), SCALARS.get(info.dtype(), f"scalar type {info.dtype()}")
+        wanted = [size if axis == method.removesuffix(f"_{size}") else axis for axis in spec.shape]
+        same = len(shape) == len(wanted) and all(
+            isinstance(w, str) or w == s for w, s in zip(wanted, shape, strict=True)
+        )
+        if dtype != spec.dtype or not same:
+            return f"'{spec.name}' of {method} is {dtype} {shape}, and the manifest says {spec.dtype} {spec.shape}"
+    return None
 
 
 def _first_line(error: Exception) -> str:
     return next(iter(str(error).strip().splitlines()), type(error).__name__).rstrip(".")
-
-
-@contextlib.contextmanager
-def _native_log() -> Iterator[Callable[[], str]]:
-    """Keep what native code writes to the standard error out of the terminal; yields a function that reads it."""
-    with tempfile.TemporaryFile() as kept:
-        terminal = os.dup(2)
-        os.dup2(kept.fileno(), 2)
-
-        def read() -> str:
-            kept.seek(0)
-            return kept.read().decode(errors="replace")
-
-        try:
-            yield read
-        finally:
-            os.dup2(terminal, 2)
-            os.close(terminal)

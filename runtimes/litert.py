@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from importlib import import_module
 from importlib.metadata import version
@@ -141,11 +141,29 @@ def _edges(
         raise BundleCorrupt(f"'{bundle.artifact_path}' has no signature '{signature}', by which its tensors are known")
     runner = interpreter.get_signature_runner(signature)
     given, made = runner.get_input_details(), runner.get_output_details()
+    sizes = {dim.axis_name: entry_points((dim,)).get(signature) for dim in bundle.manifest.dynamic}
     for spec, found in [*((s, given) for s in bundle.manifest.inputs), *((s, made) for s in bundle.manifest.outputs)]:
         if spec.name not in found:
             raise BundleCorrupt(f"'{bundle.artifact_path}' has no tensor '{spec.name}', which the manifest names")
+        if wrong := _difference(spec, found[spec.name], sizes):
+            raise BundleCorrupt(f"'{bundle.artifact_path}' has '{spec.name}' as {wrong}, the manifest says {spec}")
     feeds = [(s.name, given[s.name]["index"], _encode(s, given[s.name])) for s in bundle.manifest.inputs]
     return feeds, [(made[s.name]["index"], _decode(s, made[s.name])) for s in bundle.manifest.outputs]
+
+
+def _difference(spec: TensorSpec, details: Any, sizes: Mapping[str, int | None]) -> str | None:
+    """The file's side of a tensor that the manifest describes otherwise; `sizes` holds what dynamic ones are here."""
+    dtype, steps = np.dtype(details["dtype"]), details["quantization_parameters"]
+    shape = [int(size) for size in details["shape_signature"]]  # -1: any
+    wanted = [sizes.get(size) if isinstance(size, str) else size for size in spec.shape]
+    if len(wanted) != len(shape) or any(w not in (None, s) and s >= 0 for w, s in zip(wanted, shape, strict=True)):
+        return f"{dtype}[{', '.join(map(str, shape))}]"
+    if (kind := np.dtype(spec.dtype).kind) == dtype.kind:
+        return None
+    if kind == "f" and dtype.kind in "iu":
+        whole = len(steps["scales"]) == len(steps["zero_points"]) == 1 and steps["scales"][0] > 0
+        return None if whole else f"{dtype} without the one scale and zero point that would make it floats"
+    return None if kind in "iu" and dtype.kind in "iu" else str(dtype)
 
 
 def _encode(spec: TensorSpec, details: Any) -> Edge | None:
@@ -187,9 +205,13 @@ def _call(
     def call_resized(feeds: Arrays) -> list[Array]:
         nonlocal shapes
         if shapes != (now := {name: feeds[name].shape for name, _, _ in inputs}):
-            for name, index, _ in inputs:
-                interpreter.resize_tensor_input(index, now[name])
-            interpreter.allocate_tensors()
+            shapes = {}
+            try:
+                for name, index, _ in inputs:
+                    interpreter.resize_tensor_input(index, now[name])
+                interpreter.allocate_tensors()
+            except (ValueError, RuntimeError) as error:
+                raise InvalidInput(f"LiteRT cannot take inputs of these sizes: {error}") from error
             shapes = now
         return call(feeds)
 

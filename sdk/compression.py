@@ -30,6 +30,11 @@ def silent(step: str) -> None:
     """A `Progress` that shows nothing."""
 
 
+def is_below(path: str, modules: Sequence[str]) -> bool:
+    """Whether the module at `path` is one of `modules` or inside of one."""
+    return any(path == module or path.startswith(f"{module}.") for module in modules)
+
+
 class Quantization(Value, frozen=True, kw_only=True):
     """The numbers an exporter must give weights and activations.
 
@@ -43,7 +48,12 @@ class Quantization(Value, frozen=True, kw_only=True):
     activation_dtype: DType  # a runtime whose kernels take the other sign of 8 bits may use that
     per_channel: bool = True  # one weight scale per output channel
     group_size: int | None = None  # weights per scale along the input axis, where finer than a channel
-    keep_float: tuple[str, ...] = ()  # modules that stay float, by path
+    keep_float: tuple[str, ...] = ()  # paths of modules that stay float, each with everything below it
+    float_products: tuple[str, ...] = ()  # modules whose own ops stay float, and not those of the modules below
+
+    def stays_float(self, path: str) -> bool:
+        """Whether the ops of the module at `path` keep their float numbers."""
+        return path in self.float_products or is_below(path, self.keep_float)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from time import perf_counter
 from typing import Literal
 
 import numpy as np
 
-from edgekit.bundle import Bundle
-from edgekit.errors import InvalidInput
+from edgekit.bundle import Bundle, Manifest
+from edgekit.errors import BundleCorrupt, InvalidInput
 from edgekit.generation import (
     GREEDY,
     Generation,
@@ -26,9 +28,12 @@ from edgekit.inference import open_session
 from edgekit.parity import CONFIDENT, GoldenReplay, Tolerance
 from edgekit.processing import Array, Arrays
 from edgekit.session import Session
-from edgekit.types import DynamicDim, TensorSpec
+from edgekit.types import DynamicDim, Shape, TensorSpec
 
 MAX_TOKENS = 128
+CACHES = ("key_", "value_")
+CACHE_DTYPES = ("float16", "float32")
+MAX_CACHE_BYTES = 16 << 30  # 32 thousand tokens of a model with 7 billion parameters take a quarter of it
 PROMPT_TOKENS = 65  # of the prompt that profiling reads: two chunks of 32, and the last token alone
 
 
@@ -49,13 +54,17 @@ class Decoder:
         self._caches: Arrays = {
             spec.name: np.zeros(tuple(map(int, spec.shape)), spec.dtype)
             for spec in inputs
-            if spec.name.startswith(("key_", "value_"))
+            if spec.name.startswith(CACHES)
         }
 
     @classmethod
     def of(cls, bundle: Bundle, session: Session) -> Decoder:
-        """The decoder of an open bundle."""
-        return cls(session.run, generation_of(bundle), bundle.manifest.inputs, bundle.manifest.dynamic)
+        """The decoder of an open bundle. Raises `InvalidInput`, `BundleCorrupt` as `generation_of` does."""
+
+        def run(feeds: Arrays) -> Arrays:
+            return session.run(feeds)  # looked up at each call: a closed session has another one
+
+        return cls(run, generation_of(bundle), bundle.manifest.inputs, bundle.manifest.dynamic)
 
     def feed(self, ids: Sequence[int]) -> Array:
         """Append tokens, and return the logits `[V]` after the last. All but the last go in chunks, padded at the end.
@@ -88,13 +97,24 @@ class Decoder:
 
 
 class Reply:
-    """An answer in the making: iterate once for pieces of text as they come; the fields are whole afterwards."""
+    """An answer in the making: iterate once for pieces of text as they come; the fields are whole afterwards.
+
+    A session of its own (`owns`) is closed when the text ends, or when the iteration is dropped.
+    """
 
     def __init__(
-        self, bundle: Bundle, session: Session, prompt_ids: Sequence[int], max_tokens: int, sampling: Sampling
+        self,
+        bundle: Bundle,
+        session: Session,
+        prompt_ids: list[int],
+        max_tokens: int,
+        sampling: Sampling,
+        *,
+        owns: bool,
     ) -> None:
         self.decoder = Decoder.of(bundle, session)
-        self.prompt_ids = checked_ids(prompt_ids, self.decoder.generation)
+        self.prompt_ids = prompt_ids
+        self._opened = session if owns else None
         self.ids: list[int] = []
         self.text = ""
         self.finish: Literal["stop", "length", "context"] | None = None  # why it ended
@@ -104,13 +124,14 @@ class Reply:
         self._stream = TextStream(lambda ids: tokenizer.decode(ids, skip_special_tokens=True))
 
     def __iter__(self) -> Iterator[str]:
-        for token in self._tokens():
-            if piece := self._stream.push(token):
+        with self._opened or nullcontext():
+            for token in self._tokens():
+                if piece := self._stream.push(token):
+                    self.text += piece
+                    yield piece
+            if piece := self._stream.flush():
                 self.text += piece
                 yield piece
-        if piece := self._stream.flush():
-            self.text += piece
-            yield piece
 
     def _tokens(self) -> Iterator[int]:
         """The tokens before a stop id; why they ended is in `finish`."""
@@ -143,13 +164,16 @@ def generate(
 ) -> Reply:
     """Continue a prompt, or answer a chat: messages with `role` and `content` go through the bundle's chat template.
 
+    Without `session` it opens one, and closes it when the reply's text ends or its iteration is dropped.
+
     Raises `InvalidInput` for a bundle without a language model or tokenizer, and a prompt longer than its context.
     """
     found = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
     if max_tokens < 1:
         raise InvalidInput(f"max_tokens must be 1 or more, not {max_tokens}")
-    ids = encode(found, prompt)
-    return Reply(found, session or open_session(found, threads=threads), ids, max_tokens, sampling)
+    ids = checked_ids(encode(found, prompt), generation_of(found))
+    opened = session or open_session(found, threads=threads)
+    return Reply(found, opened, ids, max_tokens, sampling, owns=session is None)
 
 
 def encode(bundle: Bundle, prompt: str | Sequence[Message]) -> list[int]:
@@ -163,10 +187,45 @@ def encode(bundle: Bundle, prompt: str | Sequence[Message]) -> list[int]:
 
 
 def generation_of(bundle: Bundle) -> Generation:
-    """What the bundle knows about making text. Raises `InvalidInput` where it has no language model."""
-    if bundle.manifest.generation is None:
-        raise InvalidInput(f"'{bundle.manifest.name}' is no language model: run it with --input instead of --prompt")
-    return bundle.manifest.generation
+    """What the bundle knows about making text.
+
+    Raises `InvalidInput` where it has no language model, `BundleCorrupt` where its tensors are not a decoder step's.
+    """
+    manifest = bundle.manifest
+    if manifest.generation is None:
+        raise InvalidInput(f"'{manifest.name}' is no language model: run it with --input instead of --prompt")
+    if wrong := _contradiction(manifest, manifest.generation):
+        raise BundleCorrupt(f"'{bundle.path}' cannot make text: its manifest {wrong}; export it again")
+    return manifest.generation
+
+
+def _contradiction(manifest: Manifest, generation: Generation) -> str | None:
+    """Where the manifest's tensors are not those that `edgekit.decoder` lists."""
+    context, sizes = generation.context, [dim.sizes for dim in manifest.dynamic]
+    if len(sizes) != 1 or sizes[0][:1] != (1,) or sizes[0][-1] > context:
+        return f"needs one list of sizes, the tokens of a call, from 1 to at most its context of {context}"
+    chunk = manifest.dynamic[0].axis_name
+    caches = [spec for spec in manifest.inputs if spec.name.startswith(CACHES)]
+    if sorted(spec.name for spec in caches) != sorted(f"{kind}{i}" for kind in CACHES for i in range(len(caches) // 2)):
+        return f"names the caches {', '.join(spec.name for spec in caches)}, not a key and a value of every layer"
+    if len(caches) != 2 * generation.layers:
+        return f"has {len(caches)} caches for {generation.layers} layers"
+    made: dict[str, Shape] = {"logits": (1, generation.vocabulary)}
+    for spec in caches:
+        place = 3 if spec.name.startswith("key_") else 2
+        sane = len(spec.shape) == 4 and all(isinstance(size, int) and size > 0 for size in spec.shape)
+        if not sane or (spec.shape[0], spec.shape[place]) != (1, context) or spec.dtype not in CACHE_DTYPES:
+            return f"has the input {spec}, which is no cache of {context} places"
+        made[f"new_{spec.name}"] = (*spec.shape[:place], chunk, *spec.shape[place + 1 :])
+    held = sum(math.prod(map(int, spec.shape)) * np.dtype(spec.dtype).itemsize for spec in caches)
+    if held > MAX_CACHE_BYTES:
+        return f"has caches of {held / 1e9:.0f} GB, and no sane one has more than {MAX_CACHE_BYTES / 1e9:.0f} GB"
+    fed = {spec.name: (spec.dtype, spec.shape) for spec in manifest.inputs if spec not in caches}
+    if fed != {"tokens": ("int64", (1, chunk)), "position": ("int64", (1,))}:
+        return "has other inputs than tokens, position and caches"
+    found = {spec.name: spec.shape for spec in manifest.outputs}
+    wrong = sorted(name for name in found.keys() | made.keys() if found.get(name) != made.get(name))
+    return f"has the output {wrong[0]} as {found.get(wrong[0])}, not as {made.get(wrong[0])}" if wrong else None
 
 
 def timing_prompt(bundle: Bundle) -> list[int]:

@@ -223,8 +223,12 @@ class Exporter(Protocol):
     PRECISIONS: tuple[Precision, ...]  # that it can realise
     Options: type[Value]
 
-    def reject(self, job: ExportJob) -> list[Refusal]:
-        """What this format cannot express, before any work and without its toolchain."""
+    def reject(self, job: ExportJob, options: Value) -> list[Refusal]:
+        """What this format cannot express, and options that do not fit, before any work and without its toolchain.
+
+        The float model that a compressed one is timed against is exported with the same options and not asked about:
+        `export` ignores those that a float file has no place for.
+        """
 
     def support(self, job: ExportJob) -> list[OpSupport]:
         """What becomes of every op, without converting; see `op_support`."""

@@ -17,6 +17,7 @@ from edgekit.types import Value
 
 TOKENIZER, CHAT_TEMPLATE = "tokenizer.json", "chat_template.jinja"
 HALF = "\ufffd"  # what a tokenizer decodes an unfinished character to
+LEAST_CONTEXT = 4  # a prompt, and answers of two tokens or more, which have a time between them
 Message = Mapping[str, str]  # role and content, as chat templates take them
 
 
@@ -28,6 +29,10 @@ class GoldenRun(Value, frozen=True, kw_only=True):
     ids: tuple[int, ...]
     probabilities: tuple[float, ...]  # PyTorch's, of each id
 
+    def __post_init__(self) -> None:
+        if not self.prompt_ids or not self.ids or len(self.ids) != len(self.probabilities):
+            raise ValueError("a golden run needs a prompt, tokens, and a probability for each of them")
+
 
 class Generation(Value, frozen=True, kw_only=True):
     """How to make text with a decoder step; `edgekit.decoder` says what its tensors hold."""
@@ -38,6 +43,18 @@ class Generation(Value, frozen=True, kw_only=True):
     stop_ids: tuple[int, ...] = ()
     special_tokens: dict[str, str] = {}  # for the chat template: bos_token, eos_token
     golden: GoldenRun | None = None
+
+    def __post_init__(self) -> None:
+        if self.context < LEAST_CONTEXT or self.layers < 1 or self.vocabulary < 2:
+            raise ValueError(
+                f"generation needs a context of {LEAST_CONTEXT} tokens, a layer and a vocabulary of 2 at least, not "
+                f"{self.context}, {self.layers} and {self.vocabulary}"
+            )
+        golden = (*self.golden.prompt_ids, *self.golden.ids) if self.golden else ()
+        if outside := [token for token in (*self.stop_ids, *golden) if not 0 <= token < self.vocabulary]:
+            raise ValueError(f"token {outside[0]} of generation is outside its vocabulary of {self.vocabulary}")
+        if len(golden) > self.context:
+            raise ValueError(f"the golden run has {len(golden)} tokens, and the context holds {self.context}")
 
 
 class Sampling(Value, frozen=True, kw_only=True):

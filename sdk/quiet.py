@@ -6,8 +6,9 @@ import contextlib
 import io
 import logging
 import os
+import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 
 @contextlib.contextmanager
@@ -28,13 +29,18 @@ def quiet() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def quiet_native() -> Iterator[None]:
-    """As `quiet`, and drop what native code writes to the process's stderr: its banners ask nobody."""
-    with quiet(), open(os.devnull, "wb") as null:
-        kept = os.dup(2)
-        os.dup2(null.fileno(), 2)
+def quiet_native() -> Iterator[Callable[[], str]]:
+    """As `quiet`, and hold back what native code writes to the process's stderr; yields a function that reads it."""
+    with quiet(), tempfile.TemporaryFile() as kept:
+        terminal = os.dup(2)
+        os.dup2(kept.fileno(), 2)
+
+        def read() -> str:
+            kept.seek(0)
+            return kept.read().decode(errors="replace")
+
         try:
-            yield
+            yield read
         finally:
-            os.dup2(kept, 2)
-            os.close(kept)
+            os.dup2(terminal, 2)
+            os.close(terminal)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import math
+import os
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -20,11 +22,10 @@ from edgekit.exporting import Exporter, ExportJob
 from edgekit.model import Model
 from edgekit.planning import EXPORTERS
 from edgekit.quiet import quiet
+from edgekit.types import ModelSource
 
-CONVERTING = '''"""`{path}` of {model}: the {format} toolchain cannot convert it.
-
-{reason}
-"""
+CONVERTING = """# {subject}: the {format} toolchain cannot convert it.
+# {reason}
 
 from pathlib import Path
 
@@ -32,11 +33,9 @@ import torch
 
 program = torch.export.load(Path(__file__).with_name("submodule.pt2"))
 {call}
-'''
-TRACING = '''"""`{path}` of {model}: torch.export cannot trace it.
-
-{reason}
 """
+TRACING = """# {subject}: torch.export cannot trace it.
+# {reason}{missing}
 
 from pathlib import Path
 
@@ -44,10 +43,16 @@ import torch
 
 import edgekit
 
-module = edgekit.load({ref!r}).module.get_submodule({path!r})
-args, kwargs = torch.load(Path(__file__).with_name("inputs.pt"))
-torch.export.export(module, args, kwargs, strict=False)
-'''
+model = {model}
+tensors = torch.load(Path(__file__).with_name("inputs.pt"))
+args = {args}
+kwargs = {kwargs}
+torch.export.export(model.module.get_submodule({path!r}), args, kwargs, strict=False)
+"""
+FILL_IN = "\n# Where it says `...` an argument could not be stored: put it there. Left out: "
+
+
+PLAIN = (int, float, bool, str, type(None), torch.dtype)  # what `repr` writes as Python reads it
 
 
 @dataclass(frozen=True)
@@ -86,11 +91,21 @@ class _Bound(nn.Module):
         return self.inner(*args, **kwargs)
 
 
-def save_repro(model: Model, format: str, folder: Path, *, progress: Progress = silent) -> str | None:
+def save_repro(
+    model: Model,
+    format: str,
+    folder: Path,
+    *,
+    inputs: Sequence[str] = (),
+    dynamic: Sequence[str] = (),
+    trust_remote_code: bool = False,
+    progress: Progress = silent,
+) -> str | None:
     """Write `folder/repro.py` with the program or the inputs of the smallest submodule that fails.
 
-    Returns the submodule's path in the model, None when the model converts. Raises `InvalidInput` when the folder is
-    not empty, `ToolchainMissing`.
+    `inputs`, `dynamic` and `trust_remote_code` are those that `edgekit.load` made the model with: a script that loads
+    it again repeats them. Returns the submodule's path in the model, "" for the model itself, None when the model
+    converts. Raises `InvalidInput` when the folder is not empty, `ToolchainMissing`.
     """
     if folder.exists() and any(folder.iterdir()):
         raise InvalidInput(f"'{folder}' is not empty: choose another --save-repro")
@@ -105,16 +120,67 @@ def save_repro(model: Model, format: str, folder: Path, *, progress: Progress = 
         return None
     path, found = _smallest("", found, calls, failure)
     folder.mkdir(parents=True, exist_ok=True)
-    facts = {"path": path, "model": model.name, "format": format, "reason": found.reason}
+    subject = f"'{path}' of {model.name}" if path else f"The whole {model.name}"
     if found.program is None:
-        torch.save((calls[path].args, calls[path].kwargs), folder / "inputs.pt")
-        text = TRACING.format(**facts, ref=f"{'zoo:' * (model.source.kind == 'zoo')}{model.source.ref}")
+        stored = _Stored()
+        args, kwargs = stored.source(calls[path].args), stored.source(calls[path].kwargs)
+        torch.save(stored.tensors, folder / "inputs.pt")
+        text = TRACING.format(
+            subject=subject,
+            reason=found.reason,
+            missing=FILL_IN + ", ".join(stored.missing) if stored.missing else "",
+            model=_load_call(model.source, inputs, dynamic, trust_remote_code),
+            args=args,
+            kwargs=kwargs,
+            path=path,
+        )
     else:
         torch.export.save(found.program, folder / "submodule.pt2")
         exporter: Exporter = registry.load(EXPORTERS, format)
-        text = CONVERTING.format(**facts, call=exporter.REPRO)
+        text = CONVERTING.format(subject=subject, reason=found.reason, format=format, call=exporter.REPRO)
     (folder / "repro.py").write_text(text, encoding="utf-8")
     return path
+
+
+class _Stored:
+    """Arguments as Python source: tensors by their place in a file, plain values as they are written."""
+
+    def __init__(self) -> None:
+        self.tensors: list[Tensor] = []
+        self.missing: list[str] = []  # types of what is neither
+
+    def source(self, value: Any) -> str:
+        """The expression that makes `value` where `tensors` holds the file's content."""
+        if isinstance(value, Tensor):
+            self.tensors.append(value.detach().clone())  # a view would take its whole storage along
+            return f"tensors[{len(self.tensors) - 1}]"
+        if type(value) is float and not math.isfinite(value):
+            return f"float('{value}')"
+        if type(value) in PLAIN:
+            return repr(value)
+        if type(value) in (list, tuple):
+            inner = "".join(f"{self.source(each)}, " for each in value)
+            return f"[{inner}]" if type(value) is list else f"({inner})"
+        if type(value) is dict:
+            return "{" + "".join(f"{self.source(key)}: {self.source(each)}, " for key, each in value.items()) + "}"
+        self.missing.append(type(value).__name__)
+        return "..."
+
+
+def _load_call(source: ModelSource, inputs: Sequence[str], dynamic: Sequence[str], trust_remote_code: bool) -> str:
+    """The expression that loads the model again, from any folder."""
+    if source.kind == "module":
+        return f"...  # put here: edgekit.load of the {source.ref}, with its example"
+    place, colon, factory = source.ref.rpartition(":")
+    ref = source.ref
+    if source.kind == "zoo":
+        ref = f"zoo:{ref}"
+    elif source.kind == "python":
+        ref = f"{os.path.abspath(place)}{colon}{factory}" if place.endswith(".py") else ref
+    else:
+        ref = os.path.abspath(ref)
+    given = {"inputs": list(inputs), "dynamic": list(dynamic), "trust_remote_code": trust_remote_code}
+    return f"edgekit.load({ref!r}{''.join(f', {name}={value!r}' for name, value in given.items() if value)})"
 
 
 def _smallest(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
-from edgekit.errors import InvalidInput
+from edgekit.errors import BundleCorrupt, InvalidInput
 from edgekit.processing import Array, Arrays, check_arrays
 from edgekit.types import DynamicDim, TensorSpec, Value, entry_points
 
@@ -102,8 +102,10 @@ def by_size(
     if not calls:
         return open_entry(default)
     names = {dim.axis_name for dim in dynamic if dim.sizes}
-    place = next((spec.name, axis) for spec in inputs for axis, size in enumerate(spec.shape) if size in names)
-    name, axis = place
+    places = [(spec.name, axis) for spec in inputs for axis, size in enumerate(spec.shape) if size in names]
+    if not places:
+        raise BundleCorrupt(f"the manifest lists sizes of {', '.join(names)}, which no input has: export it again")
+    name, axis = places[0]
     return lambda feeds: calls[feeds[name].shape[axis]](feeds)
 
 

@@ -22,7 +22,10 @@ COSTLY_COPIES = 0.1  # of the time
 def against_float(
     bundle: Bundle, job: ExportJob, options: Value, scratch: Path, progress: Progress
 ) -> tuple[Measurement, AgainstFloat]:
-    """Export the job's model once more without quantisation into `scratch`, and time both in alternating rounds."""
+    """Export the job's model once more without quantisation into `scratch`, and time both in alternating rounds.
+
+    The options stay, since both files take the same inputs; `export` ignores those that are for quantised files only.
+    """
     progress("export the float model to compare with")
     plain = replace(job, precision="fp32", quantization=None, calibration=(), keep_intermediates=False)
     exported = isolation.export(bundle.artifact.format, plain, scratch, options, progress)

@@ -26,20 +26,23 @@ from edgekit.session import Session
 
 
 def main(path: str, threads: str) -> None:
-    """Serve until standard input ends."""
+    """Serve until standard input ends or something fails, which is the last answer then."""
     try:
-        bundle = Bundle.open(path)
-        feeds = sample_feeds(bundle)
-        runtime = registry.load(RUNTIMES, bundle.artifact.runtime)
-        backend = runtime.load_backend()  # so that load_s is the model's, not the package's
-        start = perf_counter()
-        session = open_session(bundle, threads=int(threads))
-        loaded = perf_counter()
-        session.run(feeds)
-        first = perf_counter()
+        _serve(path, int(threads))
     except (EdgekitError, ImportError) as error:
         _say({"error": str(error), "type": type(error).__name__})
-        return
+
+
+def _serve(path: str, threads: int) -> None:
+    bundle = Bundle.open(path)
+    feeds = sample_feeds(bundle)
+    runtime = registry.load(RUNTIMES, bundle.artifact.runtime)
+    backend = runtime.load_backend()  # so that load_s is the model's, not the package's
+    start = perf_counter()
+    session = open_session(bundle, threads=threads)
+    loaded = perf_counter()
+    session.run(feeds)
+    first = perf_counter()
     _say(
         {
             "load_s": loaded - start,

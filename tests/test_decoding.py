@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,18 +12,20 @@ import pytest
 import torch
 from language_models import VOCABULARY, causal_model, save_folder
 
-from edgekit import registry
+from edgekit import decoding, registry
 from edgekit.bundle import MANIFEST, Bundle
 from edgekit.cli.app import run
-from edgekit.decoding import generate, replay
+from edgekit.decoding import Decoder, generate, replay
 from edgekit.drafting import ExportOptions
-from edgekit.errors import InvalidInput
+from edgekit.errors import BundleCorrupt, InvalidInput
 from edgekit.generation import Sampling
 from edgekit.inference import open_session
 from edgekit.parity import TOLERANCES
 from edgekit.pipeline import export
 from edgekit.planning import EXPORTERS
+from edgekit.session import Session
 from edgekit.source import load
+from edgekit.types import DynamicDim, TensorSpec
 from edgekit.verification import verify
 
 PROMPT = "The quick brown fox"
@@ -240,3 +243,93 @@ def test_a_damaged_manifest_is_refused_by_name(onnx_bundle: Bundle, tmp_path: Pa
     (tmp_path / MANIFEST).write_text(json.dumps(text))
     with pytest.raises(InvalidInput, match=r"not a valid manifest.*generation\.context"):
         Bundle.open(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"dynamic": ()}, "needs one list of sizes, the tokens of a call, from 1"),
+        (
+            {"dynamic": (DynamicDim(name="tokens.1", minimum=1, maximum=97, sizes=(1, 97)),)},
+            "to at most its context of 96",
+        ),
+        ({"key_0": TensorSpec(name="key_0", dtype="float32", shape=(1, 2, 10**15, 96))}, "has caches of .* GB"),
+        (
+            {"key_0": TensorSpec(name="key_0", dtype="float32", shape=(1, 2, "tokens_1", 96))},
+            "is no cache of 96 places",
+        ),
+        ({"value_0": TensorSpec(name="value_0", dtype="int8", shape=(1, 2, 96, 16))}, "is no cache of 96 places"),
+        ({"value_0": TensorSpec(name="value_1", dtype="float32", shape=(1, 2, 96, 16))}, "not a key and a value of"),
+        ({"position": TensorSpec(name="position", dtype="int32", shape=(1,))}, "other inputs than tokens, position"),
+        ({"new_key_0": TensorSpec(name="other", dtype="float32", shape=(1,))}, "has the output new_key_0 as None"),
+        ({"logits": TensorSpec(name="logits", dtype="float32", shape=(1, 7))}, r"output logits as \(1, 7\), not as"),
+    ],
+)
+def test_a_manifest_that_contradicts_its_decoder_step_is_refused(
+    onnx_bundle: Bundle, change: dict[str, Any], said: str
+) -> None:
+    manifest = onnx_bundle.manifest
+    changes = {"dynamic": change.get("dynamic", manifest.dynamic)}
+    for side in ("inputs", "outputs"):
+        changes[side] = tuple(change.get(spec.name, spec) for spec in getattr(manifest, side))
+    with open_session(onnx_bundle) as session, pytest.raises(BundleCorrupt, match=said):
+        Decoder.of(with_manifest(onnx_bundle, **changes), session)
+
+
+def test_verify_and_profile_refuse_such_a_bundle_in_one_sentence(
+    onnx_bundle: Bundle, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    broken = shutil.copytree(onnx_bundle.path, tmp_path / "broken")
+    limits = (DynamicDim(name="tokens.1", minimum=1, maximum=8),)
+    (broken / MANIFEST).write_text(with_manifest(onnx_bundle, dynamic=limits).manifest.to_json())
+    for verb in ("verify", "profile"):
+        assert run([verb, str(broken), "-q"]) == 2
+        said = capfd.readouterr().err
+        assert "cannot make text: its manifest needs one list of sizes" in said
+        assert "Traceback" not in said
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "said"),
+    [
+        ("context", 2, "needs a context of 4 tokens"),
+        ("layers", 0, "a layer"),
+        ("stop_ids", [VOCABULARY], "outside its vocabulary"),
+    ],
+)
+def test_counts_that_no_generation_has_are_refused(
+    onnx_bundle: Bundle, tmp_path: Path, field: str, value: Any, said: str
+) -> None:
+    document = json.loads((onnx_bundle.path / MANIFEST).read_text())
+    document["generation"][field] = value
+    (tmp_path / MANIFEST).write_text(json.dumps(document))
+    with pytest.raises(BundleCorrupt, match=said):
+        Bundle.open(tmp_path)
+
+
+def test_a_session_of_its_own_is_closed_when_the_reply_ends_or_is_dropped(
+    onnx_bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[Session] = []
+
+    def noted(bundle: Bundle, *, threads: int) -> Session:
+        opened.append(open_session(bundle, threads=threads))
+        return opened[-1]
+
+    monkeypatch.setattr(decoding, "open_session", noted)
+    reply = generate(onnx_bundle, PROMPT, max_tokens=3)
+    assert list(reply)
+    dropped = iter(generate(onnx_bundle, PROMPT, max_tokens=20))
+    next(dropped)
+    del dropped
+    for session in opened:
+        with pytest.raises(InvalidInput, match="session is closed"):
+            session.run({})
+    with pytest.raises(InvalidInput, match="session is closed"):
+        reply.decoder.feed([1])  # nothing keeps the model
+
+
+def test_a_session_that_was_given_stays_open(onnx_bundle: Bundle) -> None:
+    with open_session(onnx_bundle) as session:
+        texts = ["".join(generate(onnx_bundle, PROMPT, session=session, max_tokens=4)) for _ in range(2)]
+    assert texts[0] == texts[1]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import msgspec
@@ -17,10 +18,12 @@ from edgekit.bundle import Artifact, Bundle, Manifest, PlanRecord, record_file
 from edgekit.compression import Quantization, silent
 from edgekit.errors import UnsupportedModel
 from edgekit.exporters import executorch as exporter
+from edgekit.exporters._executorch_lowering import lower
 from edgekit.exporting import Exported, ExportJob
 from edgekit.parity import sqnr_db
 from edgekit.processing import Arrays
 from edgekit.runtimes import executorch as runtime
+from edgekit.runtimes._executorch_file import first_method, read_file
 from edgekit.types import DynamicDim, ModelSource, Precision, TensorSpec
 
 STATIC = Quantization(scheme="static", weight_dtype="int8", activation_dtype="uint8")
@@ -201,7 +204,9 @@ def test_dynamic_axes_go_through(tmp_path: Path) -> None:
     job = job_of(module, {"ids": ids}, dynamic_shapes={"ids": {1: torch.export.Dim("length", min=2, max=16)}})
     found = exported(job, tmp_path)
     inputs = (TensorSpec(name="ids", dtype="int64", shape=(1, "length")),)
-    with runtime.open_session(bundle_of(job, found, tmp_path, inputs, "length")) as session, torch.no_grad():
+    outputs = tuple(msgspec.structs.replace(spec, shape=(1, "length", 64)) for spec in job.outputs)
+    named = replace(job, outputs=outputs)
+    with runtime.open_session(bundle_of(named, found, tmp_path, inputs, "length")) as session, torch.no_grad():
         for length in (2, 16, 5):
             answer = session.run({"ids": ids[:, :1].repeat(1, length).numpy()})["sum"]
             assert sqnr_db(module(ids[:, :1].repeat(1, length))["sum"].numpy(), answer) > 100
@@ -230,6 +235,33 @@ def test_a_group_that_xnnpack_has_not_is_refused(tmp_path: Path) -> None:
         exported(job_of(nn.Linear(96, 4), {"input": torch.rand(1, 96)}, "w4a8", odd), tmp_path)
 
 
+def test_a_layer_with_a_computed_bias_stays_float_beside_one_in_int4(tmp_path: Path) -> None:
+    class Computed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Linear(32, 32), nn.Linear(32, 32)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.first(x)
+            return nn.functional.linear(y, self.second.weight, self.second.bias * x.mean())
+
+    found = exported(job_of(Computed(), {"x": torch.rand(1, 32)}, "w4a8", INT4), tmp_path)
+    assert (found.precision.quantized_ops, found.precision.weight_bytes["int4"]) == (1, 32 * 32 // 2)
+
+
+def test_the_method_that_is_read_is_the_one_asked_for_and_not_the_first_by_name(tmp_path: Path) -> None:
+    x = (torch.rand(1, 4),)
+    linear, wave = nn.Linear(4, 4), nn.Sequential(nn.Linear(4, 4), nn.Softmax(0))
+    programs = {name: torch.export.export(m.eval(), x) for name, m in (("x_4", wave), ("x_16", linear))}
+    with (tmp_path / "model.pte").open("wb") as stream:
+        lower(programs, "net", etrecord=False).executorch.write_to_file(stream)
+    sizes = (DynamicDim(name="x", minimum=4, maximum=16, sizes=(4, 16)),)
+    portable = [read_file(tmp_path / "model.pte", method).delegation().units.get("portable") for method in programs]
+    assert portable == [{"aten._softmax": 1}, None]
+    assert first_method(sizes) == "x_4"
+    assert first_method(()) == "forward"
+
+
 def test_static_int8_without_samples_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UnsupportedModel, match="without calibration samples"):
         exported(job_of(nn.Linear(4, 4), {"input": torch.rand(1, 4)}, "int8", STATIC), tmp_path)
@@ -237,8 +269,8 @@ def test_static_int8_without_samples_is_refused(tmp_path: Path) -> None:
 
 def test_dtypes_that_cannot_cross_the_border_are_refused_before_any_work() -> None:
     job = job_of(nn.Identity(), {"input": torch.zeros(1, 4, dtype=torch.bfloat16)})
-    assert [refusal.where for refusal in exporter.reject(job)] == ["input", "output"]
-    assert exporter.reject(job_of(nn.Identity(), {"input": torch.zeros(1, 4)})) == []
+    assert [refusal.where for refusal in exporter.reject(job, exporter.Options())] == ["input", "output"]
+    assert exporter.reject(job_of(nn.Identity(), {"input": torch.zeros(1, 4)}), exporter.Options()) == []
 
 
 @pytest.mark.parametrize("clamp", [torch.relu, lambda x: x.clamp(0, 6), lambda x: x.clamp(min=0)])

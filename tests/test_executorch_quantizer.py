@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import msgspec
 import numpy as np
 import pytest
 import torch
@@ -11,13 +12,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
+from edgekit.compression import Quantization
 from edgekit.exporters._executorch_graph import editable
 from edgekit.parity import sqnr_db
 
 pytest.importorskip("torchao", reason="the ExecuTorch exporter is not installed: pip install 'edgekit[executorch]'")
 from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 
-from edgekit.exporters._executorch_quantizer import DynamicQuantizer, OnStepObserver, StaticQuantizer
+from edgekit.exporters._executorch_quantizer import SMALLEST_SCALE, DynamicQuantizer, OnStepObserver, StaticQuantizer
 
 IMAGE = torch.rand(4, 3, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1
 
@@ -63,7 +65,12 @@ def quality_db(module: nn.Module, quantizer: object, x: Tensor = IMAGE) -> float
     return sqnr_db(expected.numpy(), actual.numpy())
 
 
-STATIC = StaticQuantizer(per_channel=True, float_answers=False)
+SCHEME = Quantization(scheme="static", weight_dtype="int8", activation_dtype="int8")
+STATIC = StaticQuantizer(SCHEME, float_answers=False)
+
+
+def keeping(*modules: str) -> Quantization:
+    return msgspec.structs.replace(SCHEME, keep_float=modules)
 
 
 @pytest.mark.parametrize(
@@ -137,6 +144,31 @@ def test_concatenated_tensors_and_their_sources_share_one_scale() -> None:
     assert quality_db(module, STATIC) > 20
 
 
+@pytest.mark.parametrize("others", [lambda y, x: [y, y], lambda y, x: [x, y], lambda y, x: [y, x, y]])
+def test_a_tensor_may_be_concatenated_with_itself_and_with_the_models_input(
+    others: Callable[[Tensor, Tensor], list[Tensor]],
+) -> None:
+    class Joined(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.conv = nn.Conv2d(3, 3, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.cat(others(self.conv(x), x), 1)
+
+    assert quality_db(Joined(), STATIC) > 25
+
+
+def test_a_concatenation_that_begins_with_the_models_input_has_its_zero_on_a_step() -> None:
+    class Joined(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.cat([x, x.abs()], 1)
+
+    graph = prepared(Joined(), STATIC)
+    assert isinstance(graph.get_submodule(observed(graph)["placeholder"]), OnStepObserver)
+
+
 @pytest.mark.parametrize("pad", [(0, 1, 0, 1), (1, 1, 1, 1), (2, 0, 1, 3)])
 def test_zeros_around_a_convolution_are_its_own_and_nothing_is_observed_between(pad: tuple[int, ...]) -> None:
     module = Around(lambda x: F.pad(x, pad))
@@ -169,6 +201,20 @@ def test_a_mean_over_the_image_is_observed_on_both_sides(mean: Callable[[Tensor]
     assert quality_db(Pooled(), STATIC) > 25
 
 
+@pytest.mark.parametrize("mean", [lambda x: x.mean(dim=None), lambda x: x.mean(dim=None, keepdim=True)])
+def test_a_mean_over_everything_stays_float(mean: Callable[[Tensor], Tensor]) -> None:
+    class Whole(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.conv = nn.Conv2d(3, 8, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return mean(self.conv(x))
+
+    assert list(observed(prepared(Whole(), STATIC))) == ["placeholder", "conv2d"]
+
+
 def test_batch_norm_behind_a_convolution_is_folded_before_ranges_are_taken() -> None:
     module = Around(nn.Sequential(nn.BatchNorm2d(8), nn.ReLU()))
     assert "batch_norm" not in observed(prepared(module, STATIC))
@@ -185,16 +231,16 @@ def test_transposed_convolutions_have_a_scale_per_output_channel_on_axis_1() -> 
 
 def test_modules_kept_in_float_are_not_observed_nor_is_their_clamp() -> None:
     module = Around(F.relu)
-    found = observed(prepared(module, StaticQuantizer(per_channel=True, keep_float=("first",), float_answers=False)))
+    found = observed(prepared(module, StaticQuantizer(keeping("first"), float_answers=False)))
     assert list(found) == ["relu", "conv2d_1"]  # the first of them because an integer kernel reads it
-    kept = quality_db(module, StaticQuantizer(per_channel=True, keep_float=("first", "last"), float_answers=False))
+    kept = quality_db(module, StaticQuantizer(keeping("first", "last"), float_answers=False))
     assert kept == 200.0  # no error at all
 
 
 def test_a_linear_layer_that_answers_returns_floats() -> None:
     module = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4)).eval()
     x = torch.randn(16, 8, generator=torch.Generator().manual_seed(0))
-    kept, rounded = (quality_db(module, StaticQuantizer(per_channel=True, float_answers=f), x) for f in (True, False))
+    kept, rounded = (quality_db(module, StaticQuantizer(SCHEME, float_answers=f), x) for f in (True, False))
     assert kept > rounded
 
 
@@ -210,12 +256,45 @@ def test_zero_of_an_input_lies_on_a_step() -> None:
     assert float((back - pixels).abs().mean()) <= float((plain - pixels).abs().mean())
 
 
+def test_an_input_too_quiet_for_a_step_gets_the_smallest_there_is() -> None:
+    class Quiet(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(3, 4, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.conv(x)
+
+    graph = prepared(Quiet(), STATIC, IMAGE / 100)
+    scale, zero = graph.get_submodule(observed(graph)["placeholder"]).calculate_qparams()
+    assert float(scale) == SMALLEST_SCALE
+    assert (-128 - int(zero)) * SMALLEST_SCALE <= -0.0099
+
+
+@pytest.mark.parametrize("quantizer", [STATIC, DynamicQuantizer(SCHEME)])
+def test_a_linear_layer_with_a_computed_weight_or_bias_stays_float(quantizer: object) -> None:
+    class Computed(nn.Module):
+        def __init__(self, of: str) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.of, self.weight, self.bias = of, nn.Parameter(torch.randn(4, 8)), nn.Parameter(torch.randn(4))
+
+        def forward(self, x: Tensor) -> Tensor:
+            given = {"weight": self.weight, "bias": self.bias}
+            given[self.of] = given[self.of] * x.mean()
+            return F.linear(x, **given)
+
+    for operand in ("weight", "bias"):
+        graph = prepared(Computed(operand), quantizer, IMAGE[0, 0])
+        assert not {"placeholder", "linear"} & set(observed(graph))
+
+
 def test_dynamic_layers_are_linear_ones_and_keep_their_outputs_float() -> None:
     module = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(144, 8))
-    graph = prepared(module, DynamicQuantizer(), IMAGE[:1])
+    graph = prepared(module, DynamicQuantizer(SCHEME), IMAGE[:1])
     assert list(observed(graph)) == ["flatten"]
-    assert quality_db(module, DynamicQuantizer(), IMAGE[:1]) > 30
-    assert observed(prepared(module, DynamicQuantizer(keep_float=("2",)), IMAGE[:1])) == {}
+    assert quality_db(module, DynamicQuantizer(SCHEME), IMAGE[:1]) > 30
+    assert observed(prepared(module, DynamicQuantizer(keeping("2")), IMAGE[:1])) == {}
 
 
 def test_observing_before_a_clamp_costs_what_the_rules_save() -> None:

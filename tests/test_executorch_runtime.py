@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -17,6 +18,7 @@ from edgekit.bundle import Bundle, record_file
 from edgekit.drafting import ExportOptions
 from edgekit.errors import BundleCorrupt, InvalidInput
 from edgekit.pipeline import export
+from edgekit.quiet import quiet_native
 from edgekit.runtimes import executorch
 
 MODELS = Path(__file__).parent / "models.py"
@@ -64,6 +66,31 @@ def test_a_manifest_that_names_other_outputs_than_the_file_has_is_refused(bundle
     fewer = msgspec.structs.replace(bundle.manifest, outputs=bundle.manifest.outputs[:1])
     with pytest.raises(BundleCorrupt, match="takes 2 inputs and gives 2 outputs, its manifest names 2 and 1"):
         executorch.open_session(replace(bundle, manifest=fewer))
+
+
+@pytest.mark.parametrize(
+    ("side", "change", "found"),
+    [
+        ("inputs", {"shape": (1, 7)}, r"'tokens' of forward is int64 \(1, 6\), and the manifest says int64 \(1, 7\)"),
+        ("inputs", {"dtype": "int32"}, r"'tokens' of forward is int64 \(1, 6\), and the manifest says int32"),
+        ("outputs", {"shape": (8,)}, r"'mean' of forward is float32 \(1, 8\), and the manifest says float32 \(8,\)"),
+        ("outputs", {"dtype": "float64"}, r"'mean' of forward is float32 \(1, 8\), and the manifest says float64"),
+    ],
+)
+def test_a_manifest_with_other_shapes_or_dtypes_than_the_file_is_refused(
+    bundle: Bundle, side: str, change: dict[str, object], found: str
+) -> None:
+    first, *others = getattr(bundle.manifest, side)
+    changed = msgspec.structs.replace(bundle.manifest, **{side: (msgspec.structs.replace(first, **change), *others)})
+    with pytest.raises(BundleCorrupt, match=found):
+        executorch.open_session(replace(bundle, manifest=changed))
+
+
+def test_what_native_code_writes_is_held_back_and_can_be_read(capfd: pytest.CaptureFixture[str]) -> None:
+    with quiet_native() as log:
+        os.write(2, b"Missing operator: [0] x\n")
+        assert log() == "Missing operator: [0] x\n"
+    assert capfd.readouterr().err == ""
 
 
 def test_an_id_beyond_its_table_is_a_sentence_and_the_session_goes_on(bundle: Bundle) -> None:

@@ -24,6 +24,7 @@ PIPELINE = {
     "data",
     "graph",
     "compression",
+    "ranges",
     "passes",
     "cost",
     "planning",

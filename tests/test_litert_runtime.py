@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -16,6 +17,7 @@ from edgekit.processing import Arrays
 from edgekit.runtimes import litert
 from edgekit.runtimes._litert_delegation import origins
 from edgekit.source import load
+from edgekit.types import DynamicDim
 from tests.tflite_jobs import STATIC, bundle_of, job_of
 
 MODELS = Path(__file__).parent / "models.py"
@@ -154,3 +156,41 @@ for attempt in range(120):
 for name, count in counts.items():
     print(name, count)
 """
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"shape": (1, 9)}, r"'offset' as float32\[1, 8\], the manifest says offset: float32\[1, 9\]"),
+        ({"shape": (8,)}, r"'offset' as float32\[1, 8\]"),
+        ({"dtype": "int64"}, "'offset' as float32, the manifest says offset: int64"),
+    ],
+)
+def test_a_manifest_of_another_shape_or_dtype_than_the_files_is_refused(
+    bundle: Bundle, change: dict[str, Any], said: str
+) -> None:
+    tokens, offset = bundle.manifest.inputs
+    changed = (tokens, msgspec.structs.replace(offset, **change))
+    with pytest.raises(BundleCorrupt, match=said):
+        litert.open_session(Bundle(bundle.path, msgspec.structs.replace(bundle.manifest, inputs=changed)))
+
+
+def test_integers_without_a_scale_are_no_floats(bundle: Bundle) -> None:
+    tokens, offset = bundle.manifest.inputs
+    changed = (msgspec.structs.replace(tokens, dtype="float32"), offset)
+    with pytest.raises(BundleCorrupt, match="'tokens' as int32 without the one scale and zero point"):
+        litert.open_session(Bundle(bundle.path, msgspec.structs.replace(bundle.manifest, inputs=changed)))
+
+
+def test_sizes_that_the_file_cannot_take_are_an_input_error_and_the_session_lives_on(
+    bundle: Bundle, feeds: Arrays
+) -> None:
+    tokens, offset = bundle.manifest.inputs
+    inputs = (tokens, msgspec.structs.replace(offset, shape=(1, "width")))
+    dynamic = (DynamicDim(name="width", minimum=1, maximum=9),)
+    manifest = msgspec.structs.replace(bundle.manifest, inputs=inputs, dynamic=dynamic)
+    with litert.open_session(Bundle(bundle.path, manifest)) as session:
+        expected = session.run(feeds)["mean"]
+        with pytest.raises(InvalidInput, match="LiteRT cannot take inputs of these sizes"):
+            session.run({**feeds, "offset": np.ones((1, 5), np.float32)})
+        np.testing.assert_array_equal(session.run(feeds)["mean"], expected)

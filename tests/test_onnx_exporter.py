@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from edgekit.compression import CompressedModel
+from edgekit.compression import CompressedModel, Quantization
 from edgekit.drafting import ExportOptions
 from edgekit.errors import UnsupportedModel
 from edgekit.exporters import onnx as exporter
@@ -119,6 +119,15 @@ def test_gemm_is_split_exactly_and_a_shared_matrix_is_turned_once(tied: bool, tm
         np.testing.assert_allclose(after.run(None, feeds)[0], before.run(None, feeds)[0], rtol=1e-5, atol=1e-7)
 
 
+def test_a_module_kept_float_keeps_everything_below_it(tmp_path: Path) -> None:
+    module = nn.Sequential(nn.Sequential(nn.Linear(16, 16), nn.ReLU()), nn.Linear(16, 16))
+    loaded = load(module.eval(), torch.randn(1, 16))
+    scheme = Quantization(scheme="dynamic", weight_dtype="int8", activation_dtype="uint8", keep_float=("0",))
+    job = ExportJob.of(CompressedModel(model=loaded, quantization=scheme), capture(loaded), "int8-dynamic")
+    found = exporter.export(job, tmp_path, exporter.Options(), lambda step: None)
+    assert (found.precision.quantized_ops, found.precision.float_ops) == (1, 1)
+
+
 def test_the_input_range_puts_zero_on_a_step() -> None:
     pixels = {"x": np.array([[-1.0, 1.0]], np.float32)}
     ranges = input_ranges((pixels,), "uint8")["x"][0]
@@ -126,6 +135,8 @@ def test_the_input_range_puts_zero_on_a_step() -> None:
     assert float(ranges["rmin"]) == -1.0
     assert float(ranges["rmax"]) >= 1.0
     assert abs(1.0 / step - round(1.0 / step)) < 1e-4
+    (small,) = input_ranges(({"x": np.array([-0.006, 1.0], np.float32)},), "uint8")["x"]
+    assert float(small["rmax"] - small["rmin"]) < 1.01
     assert input_ranges(({"x": np.array([0.0, 1.0], np.float32)},), "uint8") == {}
     assert input_ranges(({"x": np.array([-3, 3])},), "uint8") == {}
 

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from edgekit.compression import CompressedModel, PassContext
+from edgekit.compression import CompressedModel, PassContext, Quantization
 from edgekit.dataset import Dataset, load_dataset
 from edgekit.drafting import ExportOptions
 from edgekit.errors import InvalidInput, UnknownName
@@ -21,6 +21,7 @@ from edgekit.model import Model
 from edgekit.passes.correct_bias import CorrectBias
 from edgekit.passes.float16 import Float16
 from edgekit.passes.fold_batch_norm import FoldBatchNorm
+from edgekit.passes.int4_group import Int4Group
 from edgekit.passes.int8_dynamic import Int8Dynamic
 from edgekit.passes.int8_static import Int8Static, round_weight
 from edgekit.passes.int8_weight_only import Int8WeightOnly
@@ -199,7 +200,7 @@ def test_matrices_that_are_no_layers_weight_stay_float_in_dynamic_int8(tmp_path:
     model = load(Positions().eval(), (torch.randn(4, 16), torch.rand(4, 2)))
     decided = Int8Dynamic().apply(CompressedModel(model=model), context(model)).quantization
     assert decided is not None
-    assert decided.keep_float == ("encode",)
+    assert decided.float_products == ("encode",)
     options = ExportOptions(format="onnx", precision="int8-dynamic", measure=False)
     bundle = export(model, "raspberrypi5", tmp_path / "out", options)
     assert bundle.manifest.precision.quantized_ops == 1
@@ -209,9 +210,24 @@ def test_matrices_that_are_no_layers_weight_stay_float_in_dynamic_int8(tmp_path:
     assert bundle.manifest.parity.sqnr_db > 35  # 8 bits in the sine's argument leave about 15
 
 
-@pytest.mark.parametrize("step", [Int8Static, Int8Dynamic, Int8WeightOnly])
+@pytest.mark.parametrize("step", [Int4Group, Int8Static, Int8Dynamic, Int8WeightOnly])
 def test_a_module_to_keep_that_is_not_there_is_refused_with_the_nearest(step: Any, pixels_npz: Path) -> None:
     model = load(f"{MODELS}:small_conv")
     data = samples(model, pixels_npz)
     with pytest.raises(UnknownName, match=r"no module of this model is called 'steam'\. Did you mean 'stem'"):
         step(keep_float=("steam",)).apply(CompressedModel(model=model, calibration=data), context(model, data))
+
+
+@pytest.mark.parametrize("step", [Int4Group, Int8Static, Int8Dynamic, Int8WeightOnly])
+def test_a_module_kept_in_float_keeps_everything_below_it(step: Any, pixels_npz: Path) -> None:
+    model = load(nn.Sequential(nn.Sequential(nn.Flatten(), nn.Linear(3072, 32)), nn.Linear(32, 4)).eval(),
+                 torch.zeros(1, 3, 32, 32))  # fmt: skip
+    data = Dataset(name="x", samples=({"input": np.random.default_rng(0).random((1, 3, 32, 32), np.float32)},))
+    found = step(keep_float=("0",)).apply(CompressedModel(model=model, calibration=data), context(model, data))
+    assert {change.tensor for change in found.changes if change.reason is None} == {"1.weight"}
+    assert [found.quantization.stays_float(path) for path in ("0", "0.1", "1", "01")] == [True, True, False, False]
+
+
+def test_a_module_whose_own_products_stay_float_has_quantised_modules_below() -> None:
+    scheme = Quantization(scheme="dynamic", weight_dtype="int8", activation_dtype="uint8", float_products=("encode",))
+    assert [scheme.stays_float(path) for path in ("encode", "encode.mix")] == [True, False]

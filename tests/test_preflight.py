@@ -115,3 +115,90 @@ def test_the_command_exits_1_when_something_is_in_the_way(capsys: pytest.Capture
     [found] = json.loads(capsys.readouterr().out)
     assert found["format"] == "onnx"
     assert {op["verdict"] for op in found["ops"]} <= {"converts", "decomposed"}
+
+
+BRANCHING = """
+from torch import nn
+
+
+class Part(nn.Module):
+    def forward(self, x, pair, *, scale, mode):
+        if x.sum() > 0:
+            return x
+        return x * scale + pair[0] - pair[1]
+
+
+class Whole(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.part = Part()
+
+    def forward(self, x):
+        return self.part(-x.abs(), (x, 2), scale=0.5, mode=None)
+
+
+def br():
+    return Whole().eval()
+"""
+
+
+def test_the_script_loads_the_model_again_from_any_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "m.py").write_text(BRANCHING)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path)
+    arguments = ["-m", "m.py:br", "--input", "x:float32:2x3", "--format", "onnx", "--save-repro", "repro", "-q"]
+    assert run(["analyze", *arguments]) == 1
+    assert "repro/repro.py fails like 'part'" in capsys.readouterr().out
+    script = (tmp_path / "repro/repro.py").read_text()
+    assert f"edgekit.load('{tmp_path}/m.py:br', inputs=['x:float32:2x3'])" in script
+    assert "args = (tensors[0], (tensors[1], 2, ), )" in script
+    assert "kwargs = {'scale': 0.5, 'mode': None, }" in script
+    ran = subprocess.run(
+        [sys.executable, str(tmp_path / "repro/repro.py")], cwd=tmp_path / "elsewhere", capture_output=True, text=True
+    )
+    assert ran.returncode != 0
+    assert "data-dependent" in ran.stderr
+
+
+def test_the_whole_model_has_a_name_in_the_message(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = str(tmp_path / "repro")
+    assert run(["analyze", "-m", f"{MODELS}:branching", "--format", "onnx", "--save-repro", out, "-q"]) == 1
+    assert "fails like the whole model" in capsys.readouterr().out
+    assert (tmp_path / "repro/repro.py").read_text().startswith("# The whole branching: torch.export cannot trace it.")
+
+
+def test_an_argument_that_cannot_be_stored_is_left_to_fill_in(tmp_path: Path) -> None:
+    class Inner(nn.Module):
+        def forward(self, x: torch.Tensor, by: object, limit: float) -> torch.Tensor:
+            if x.sum() > 0:
+                return x
+            return x.clamp(max=limit)
+
+    class Outer(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = Inner()
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.inner(x, range(3), float("inf"))  # type: ignore[no-any-return]
+
+    assert save_repro(load(Outer().eval(), torch.ones(2)), "onnx", tmp_path / "repro") == "inner"
+    script = (tmp_path / "repro/repro.py").read_text()
+    assert "args = (tensors[0], ..., float('inf'), )" in script
+    assert "Left out: range" in script
+    compile(script, "repro.py", "exec")
+
+
+def test_a_reason_with_quotes_and_backslashes_stays_a_comment(tmp_path: Path) -> None:
+    class Raising(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            if torch.compiler.is_exporting():
+                raise ValueError("quotes \"\"\" and ''' and a \\U backslash")
+            return x
+
+    assert save_repro(load(Raising().eval(), torch.ones(2)), "onnx", tmp_path / "repro") == ""
+    script = (tmp_path / "repro/repro.py").read_text()
+    assert '# quotes """ and' in script
+    compile(script, "repro.py", "exec")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from pathlib import Path
 from typing import Any
@@ -9,8 +10,11 @@ from typing import Any
 import pytest
 from language_models import save_folder
 
+from edgekit import registry
 from edgekit.errors import InvalidInput, ToolchainMissing
-from edgekit.source import load
+from edgekit.model import LoadOptions
+from edgekit.source import ZOO, load
+from edgekit.sources import zoo
 
 
 @pytest.fixture(scope="module")
@@ -143,3 +147,11 @@ def test_the_real_270m_model_answers_as_pytorch_does(tmp_path: Path) -> None:
     assert bundle.manifest.parity.golden_run.agreeing == 32
     reply = generate(bundle, "Water boils at", max_tokens=8)
     assert "100 degrees" in "".join(reply)
+
+
+@pytest.mark.parametrize("name", registry.names(ZOO))
+def test_what_the_user_says_about_loading_reaches_every_zoo_model(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    entry, given = registry.load(ZOO, name), LoadOptions(context=96)
+    assert list(inspect.signature(entry.load).parameters) == ["options"]
+    monkeypatch.setattr(entry, "load", lambda options: options)
+    assert zoo.load(name, given) is given  # type: ignore[comparison-overlap]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import msgspec
@@ -13,10 +14,13 @@ import torch
 from torch import Tensor, nn
 
 from edgekit.bundle import Bundle, record_file
+from edgekit.compression import Quantization
+from edgekit.drafting import ExportOptions
 from edgekit.errors import ToolchainMissing, UnsupportedModel
 from edgekit.exporters import tflite
 from edgekit.exporters._tflite_quantization import widen
 from edgekit.parity import sqnr_db
+from edgekit.pipeline import export
 from edgekit.processing import Arrays
 from edgekit.runtimes.litert import open_interpreter, open_session
 from edgekit.source import load
@@ -143,6 +147,14 @@ def test_modules_kept_float_stay_float(pixels: tuple[Arrays, ...], tmp_path: Pat
     assert precision.weight_bytes["float32"] >= 16 * 9 * 4
 
 
+def test_a_module_kept_float_keeps_everything_below_it(tmp_path: Path) -> None:
+    module = nn.Sequential(nn.Sequential(nn.Linear(16, 16), nn.ReLU()), nn.Linear(16, 16))
+    model = load(module.eval(), torch.randn(1, 16))
+    scheme = msgspec.structs.replace(DYNAMIC, keep_float=("0",))
+    precision = bundle_of(model, job_of(model, scheme), tmp_path).manifest.precision
+    assert (precision.quantized_ops, precision.float_ops) == (1, 1)
+
+
 def test_dynamic_int8_leaves_convolutions_alone(tmp_path: Path) -> None:
     model = load(f"{MODELS}:small_conv")
     precision = bundle_of(model, job_of(model, DYNAMIC), tmp_path).manifest.precision
@@ -234,10 +246,44 @@ def test_the_input_range_puts_zero_on_a_step() -> None:
     assert float(found["max"][0]) >= 1.0
     assert abs(1.0 / step - round(1.0 / step)) < 1e-4
     positive = {"min": np.array([0.0]), "max": np.array([1.0])}
-    assert widen(positive) is positive
+    assert widen(positive) == positive
+    found = widen({"min": np.array([-0.006], np.float32), "max": np.array([1.0], np.float32)})
+    assert float(found["max"][0] - found["min"][0]) < 1.01
 
 
 def test_a_missing_toolchain_names_the_line_to_type(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setitem(sys.modules, "litert_torch", None)
     with pytest.raises(ToolchainMissing, match=r"pip install 'edgekit\[tflite\]'"):
         tflite.export(job_of(load(f"{MODELS}:mlp")), tmp_path, tflite.Options(), STEPS)
+
+
+@pytest.mark.parametrize("scheme", [None, DYNAMIC, WEIGHT_ONLY])
+def test_integer_inputs_are_refused_where_nothing_would_make_them(scheme: Quantization | None) -> None:
+    job = job_of(load(f"{MODELS}:mlp"), scheme)
+    [refused] = tflite.reject(job, tflite.Options(integer_io=True))
+    assert refused.reason == f"only static int8 has integers for inputs and outputs, and this is {job.precision}"
+    assert tflite.reject(job, tflite.Options()) == []
+
+
+def test_an_export_with_integer_inputs_is_still_timed_against_float_and_refused_in_float(
+    pixels_npz: Path, tmp_path: Path
+) -> None:
+    model = load(f"{MODELS}:small_conv")
+    given = ExportOptions(format="tflite", precision="int8", calibration=str(pixels_npz), options=("integer_io=true",))
+    made = export(model, "raspberrypi5", tmp_path / "out", given)
+    assert made.manifest.against_float is not None
+    with pytest.raises(UnsupportedModel, match=r"integer_io: only static int8 has integers .* this is fp32: take"):
+        export(model, "raspberrypi5", tmp_path / "fp32", replace(given, precision="fp32"))
+
+
+def test_the_cache_of_a_language_model_is_no_image() -> None:
+    class Step(nn.Module):
+        def forward(self, tokens: Tensor, position: Tensor, key_0: Tensor, value_0: Tensor) -> Tensor:
+            return tokens + position + key_0.sum() + value_0.sum()
+
+    cache = torch.zeros(1, 2, 4, 4)
+    example = {"tokens": torch.ones(1, 2), "position": torch.ones(1), "key_0": cache, "value_0": cache}
+    job = job_of(load(Step().eval(), example))
+    [refused] = tflite.reject(job, tflite.Options(layout="NHWC"))
+    assert (refused.where, refused.fix) == ("layout=NHWC", "leave the option out")
+    assert "cache" in refused.reason

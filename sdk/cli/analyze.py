@@ -48,14 +48,25 @@ def analyze(
         step(f"load {model}")
         loaded = load(model, inputs=input or (), dynamic=dynamic or (), trust_remote_code=trust_remote_code)
         found = [preflight.analyze(loaded, name, progress=step) for name in formats]
-        saved = repro.save_repro(loaded, formats[0], save_repro, progress=step) if save_repro else None
+        saved = None
+        if save_repro:
+            saved = repro.save_repro(
+                loaded,
+                formats[0],
+                save_repro,
+                inputs=input or (),
+                dynamic=dynamic or (),
+                trust_remote_code=trust_remote_code,
+                progress=step,
+            )
     if json:
         show_json(found)
     else:
         for analysis in found:
             _show(analysis, every)
     if save_repro and not json:
-        say(f"{save_repro}/repro.py fails like '{saved}'" if saved is not None else "nothing fails: no script written")
+        part = f"'{saved}'" if saved else "the whole model"
+        say("nothing fails: no script written" if saved is None else f"{save_repro}/repro.py fails like {part}")
     return 0 if all(analysis.converts for analysis in found) else 1
 
 

@@ -75,7 +75,7 @@ class CorrectBias(Pass, frozen=True, kw_only=True, tag="correct_bias"):
 
 def _is_rounded(path: str, layer: nn.Module, scheme: Quantization) -> bool:
     """Whether a layer's weights lose bits: dynamic schemes leave convolutions as they are."""
-    return path not in scheme.keep_float and (scheme.scheme != "dynamic" or isinstance(layer, nn.Linear))
+    return not scheme.stays_float(path) and (scheme.scheme != "dynamic" or isinstance(layer, nn.Linear))
 
 
 def _batch(data: Dataset, count: int) -> dict[str, Tensor]:

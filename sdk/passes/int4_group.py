@@ -7,7 +7,16 @@ from typing import ClassVar
 
 from torch import nn
 
-from edgekit.compression import CompressedModel, Pass, PassContext, Quantization, record, tensor_spec
+from edgekit.compression import (
+    CompressedModel,
+    Pass,
+    PassContext,
+    Quantization,
+    check_modules,
+    is_below,
+    record,
+    tensor_spec,
+)
 from edgekit.profile import DeviceProfile
 from edgekit.types import Precision, TensorSpec
 
@@ -22,12 +31,12 @@ class Int4Group(Pass, frozen=True, kw_only=True, tag="int4_group"):
 
     decides: ClassVar[Precision | None] = "w4a8"
     group_size: int = 32  # weights per scale along the input axis
-    keep_float: tuple[str, ...] = ()  # module paths
+    keep_float: tuple[str, ...] = ()  # module paths, each with everything below it
 
     def reject(self, tensor: TensorSpec, device: DeviceProfile) -> str | None:
         """Only matrices whose rows are whole groups, and that nobody wants in float."""
-        if tensor.name.rpartition(".")[0] in self.keep_float:
-            return "listed in keep_float"
+        if is_below(tensor.name.rpartition(".")[0], self.keep_float):
+            return "in keep_float"
         if len(tensor.shape) != 2:
             return "not a matrix: no int4 kernel takes it"
         width = tensor.shape[1]
@@ -37,6 +46,7 @@ class Int4Group(Pass, frozen=True, kw_only=True, tag="int4_group"):
 
     def apply(self, model: CompressedModel, context: PassContext) -> CompressedModel:
         """Decide the scheme."""
+        check_modules(self.keep_float, model)
         changes = []
         for path, layer in model.model.module.named_modules():
             if not isinstance(layer, nn.Linear | nn.Embedding):

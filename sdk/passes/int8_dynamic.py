@@ -8,7 +8,16 @@ from typing import ClassVar
 from torch import nn
 from torch.export import ExportedProgram
 
-from edgekit.compression import CompressedModel, Pass, PassContext, Quantization, check_modules, record, tensor_spec
+from edgekit.compression import (
+    CompressedModel,
+    Pass,
+    PassContext,
+    Quantization,
+    check_modules,
+    is_below,
+    record,
+    tensor_spec,
+)
 from edgekit.graph import module_path, op_nodes
 from edgekit.profile import DeviceProfile
 from edgekit.types import Precision, TensorSpec
@@ -25,12 +34,12 @@ class Int8Dynamic(Pass, frozen=True, kw_only=True, tag="int8_dynamic"):
 
     decides: ClassVar[Precision | None] = "int8-dynamic"
     per_channel: bool = True
-    keep_float: tuple[str, ...] = ()  # module paths
+    keep_float: tuple[str, ...] = ()  # module paths, each with everything below it
 
     def reject(self, tensor: TensorSpec, device: DeviceProfile) -> str | None:
         """Only float matrices are quantised."""
-        if tensor.name.rpartition(".")[0] in self.keep_float:
-            return "listed in keep_float"
+        if is_below(tensor.name.rpartition(".")[0], self.keep_float):
+            return "in keep_float"
         return None if len(tensor.shape) == 2 else "not a matrix: no dynamic int8 kernel takes it"
 
     def apply(self, model: CompressedModel, context: PassContext) -> CompressedModel:
@@ -49,7 +58,8 @@ class Int8Dynamic(Pass, frozen=True, kw_only=True, tag="int8_dynamic"):
             weight_dtype="int8",
             activation_dtype="uint8",
             per_channel=self.per_channel,
-            keep_float=tuple(dict.fromkeys((*self.keep_float, *_bare_products(context.program)))),
+            keep_float=self.keep_float,
+            float_products=tuple(dict.fromkeys(_bare_products(context.program))),
         )
         return replace(model, changes=(*model.changes, *changes), quantization=scheme)
 

@@ -16,6 +16,7 @@ from edgekit.compression import (
     Quantization,
     WeightLayer,
     check_modules,
+    is_below,
     need_calibration,
     record,
     run_hooked,
@@ -46,12 +47,12 @@ class Int8Static(Pass, frozen=True, kw_only=True, tag="int8_static"):
     needs_samples: ClassVar[bool] = True
     activation_dtype: Literal["uint8", "int8"] = "uint8"
     per_channel: bool = True
-    keep_float: tuple[str, ...] = ()  # module paths
+    keep_float: tuple[str, ...] = ()  # module paths, each with everything below it
 
     def reject(self, tensor: TensorSpec, device: DeviceProfile) -> str | None:
         """Only float matrices and kernels are quantised; biases are added in int32 or float."""
-        if tensor.name.rpartition(".")[0] in self.keep_float:
-            return "listed in keep_float"
+        if is_below(tensor.name.rpartition(".")[0], self.keep_float):
+            return "in keep_float"
         return None if len(tensor.shape) >= 2 else "one-dimensional: added at accumulator precision"
 
     def apply(self, model: CompressedModel, context: PassContext) -> CompressedModel:

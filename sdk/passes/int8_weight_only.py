@@ -13,6 +13,7 @@ from edgekit.compression import (
     PassContext,
     Quantization,
     check_modules,
+    is_below,
     record,
     tensor_spec,
 )
@@ -27,12 +28,12 @@ class Int8WeightOnly(Pass, frozen=True, kw_only=True, tag="int8_weight_only"):
     """
 
     decides: ClassVar[Precision | None] = "int8-weight-only"
-    keep_float: tuple[str, ...] = ()  # module paths
+    keep_float: tuple[str, ...] = ()  # module paths, each with everything below it
 
     def reject(self, tensor: TensorSpec, device: DeviceProfile) -> str | None:
         """Only matrices and kernels are stored in 8 bits."""
-        if tensor.name.rpartition(".")[0] in self.keep_float:
-            return "listed in keep_float"
+        if is_below(tensor.name.rpartition(".")[0], self.keep_float):
+            return "in keep_float"
         return None if len(tensor.shape) >= 2 else "one-dimensional: too small to matter"
 
     def apply(self, model: CompressedModel, context: PassContext) -> CompressedModel:

