@@ -142,7 +142,7 @@ def mean_axes(node: Node) -> list[int]:
     """The axes that a mean runs over, ascending; all where it names none."""
     arguments: Any = node.args
     rank = arguments[0].meta["val"].dim()
-    return sorted(axis % rank for axis in arguments[1] or range(rank))
+    return sorted(axis % max(rank, 1) for axis in arguments[1] or range(rank))
 
 
 def _keep_axes(node: Node) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 from torch.export import ExportedProgram
 
 from edgekit.bundle import Fallback
-from edgekit.errors import ToolchainMissing, UnsupportedModel
+from edgekit.errors import ToolchainMissing, UnsupportedModel, reason_of
 from edgekit.exporters._executorch_delegation import fallbacks, origins
 from edgekit.graph import op_nodes
 from edgekit.quiet import quiet
@@ -53,8 +53,7 @@ def lower(programs: dict[str, ExportedProgram], name: str, etrecord: bool) -> Lo
                 raise
             return _lower(programs, etrecord, [_scaled_products()])
     except Exception as error:  # exir raises its own, torch's and Python's types
-        lines = [line.strip() for line in str(error.__cause__ or error).splitlines() if line.strip()]
-        raise UnsupportedModel(f"executorch cannot lower '{name}': {(lines or [type(error).__name__])[0]}") from error
+        raise UnsupportedModel(f"executorch cannot lower '{name}': {reason_of(error.__cause__ or error)}") from error
 
 
 def _lower(programs: dict[str, ExportedProgram], etrecord: bool, before: list[Any]) -> Lowered:

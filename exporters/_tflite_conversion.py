@@ -9,7 +9,7 @@ import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from edgekit.errors import ToolchainMissing, UnsupportedModel
+from edgekit.errors import ToolchainMissing, UnsupportedModel, reason_of
 from edgekit.exporters._tflite_file import require_kernels
 from edgekit.exporting import ExportJob
 from edgekit.graph import module_path, specialise
@@ -52,7 +52,7 @@ def convert(job: ExportJob, layout: str) -> bytes:
                 job, {name: _lowered_program(p, layout, _is_dynamic(job)) for name, p in _programs(job).items()}
             )
     except Exception as error:  # the lowerings raise whatever they stumble over
-        message = f"litert_torch cannot convert '{job.name}': {_reason(error)}"
+        message = f"litert_torch cannot convert '{job.name}': {reason_of(error)}"
         if any(isinstance(size, str) for spec in job.inputs for size in spec.shape):
             message += ". It knows few ops whose sizes vary: export without --dynamic, one bundle per size"
         raise UnsupportedModel(message) from error
@@ -193,8 +193,3 @@ def _to_flatbuffer(job: ExportJob, programs: Mapping[str, ExportedProgram]) -> b
 def _nhwc(spec: TensorSpec) -> TensorSpec:
     shape = tuple(spec.shape[axis] for axis in TO_NHWC)
     return TensorSpec(name=spec.name, dtype=spec.dtype, shape=shape, layout="NHWC")
-
-
-def _reason(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__

@@ -74,6 +74,13 @@ class ToolchainMissing(EdgekitError):
     exit_code = 3
 
 
+def reason_of(error: BaseException) -> str:
+    """The first line of a toolchain's error, and those after it while they end in a colon: what is named comes last."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    count = next((i for i, line in enumerate(lines, 1) if not line.endswith(":")), len(lines))
+    return " ".join(lines[:count])
+
+
 def unknown_name(kind: str, name: str, known: Iterable[str], aliases: Mapping[str, str] | None = None) -> UnknownName:
     """The error for a name that is not in `known`, with the nearest match if one is near; `aliases` lead to names."""
     choices = sorted(known)

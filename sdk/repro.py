@@ -17,7 +17,7 @@ from torch.utils import _pytree as pytree
 
 from edgekit import isolation, registry
 from edgekit.compression import Progress, silent, tensor_spec
-from edgekit.errors import InvalidInput, ToolchainMissing
+from edgekit.errors import InvalidInput, ToolchainMissing, reason_of
 from edgekit.exporting import Exporter, ExportJob
 from edgekit.model import Model
 from edgekit.planning import EXPORTERS
@@ -168,7 +168,7 @@ class _Stored:
 
 
 def _load_call(source: ModelSource, inputs: Sequence[str], dynamic: Sequence[str], trust_remote_code: bool) -> str:
-    """The expression that loads the model again, from any folder."""
+    """The expression that loads the model again, from any folder; `package.module:factory` must be importable there."""
     if source.kind == "module":
         return f"...  # put here: edgekit.load of the {source.ref}, with its example"
     place, colon, factory = source.ref.rpartition(":")
@@ -223,7 +223,7 @@ def _failure(module: nn.Module, call: _Call, format: str) -> _Failure | None:
         with torch.no_grad(), quiet():
             program = torch.export.export(bound, bound.tensors(), strict=False)
     except Exception as error:  # torch.export raises dozens of types
-        return _Failure(_first_line(error), None)
+        return _Failure(reason_of(error), None)
     try:
         with TemporaryDirectory() as scratch:
             options = registry.load(EXPORTERS, format).Options()
@@ -231,7 +231,7 @@ def _failure(module: nn.Module, call: _Call, format: str) -> _Failure | None:
     except ToolchainMissing:
         raise
     except Exception as error:  # whatever it is, it is what the script shows
-        return _Failure(_first_line(error), program)
+        return _Failure(reason_of(error), program)
     return None
 
 
@@ -247,7 +247,3 @@ def _job(program: ExportedProgram) -> ExportJob:
         outputs=tuple(tensor_spec(name, value) for name, value in outputs if isinstance(value, Tensor)),
         precision="fp32",
     )
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -220,9 +220,9 @@ def test_a_module_to_keep_that_is_not_there_is_refused_with_the_nearest(step: An
 
 @pytest.mark.parametrize("step", [Int4Group, Int8Static, Int8Dynamic, Int8WeightOnly])
 def test_a_module_kept_in_float_keeps_everything_below_it(step: Any, pixels_npz: Path) -> None:
-    model = load(nn.Sequential(nn.Sequential(nn.Flatten(), nn.Linear(3072, 32)), nn.Linear(32, 4)).eval(),
-                 torch.zeros(1, 3, 32, 32))  # fmt: skip
-    data = Dataset(name="x", samples=({"input": np.random.default_rng(0).random((1, 3, 32, 32), np.float32)},))
+    stack = nn.Sequential(nn.Sequential(nn.Flatten(), nn.Linear(3072, 32)), nn.Linear(32, 4))
+    model = load(stack.eval(), {"input": torch.zeros(1, 3, 32, 32)})
+    data = Dataset(origin="pixels", samples=({"input": np.load(pixels_npz)["pixels"][:1]},))
     found = step(keep_float=("0",)).apply(CompressedModel(model=model, calibration=data), context(model, data))
     assert {change.tensor for change in found.changes if change.reason is None} == {"1.weight"}
     assert [found.quantization.stays_float(path) for path in ("0", "0.1", "1", "01")] == [True, True, False, False]

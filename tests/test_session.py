@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from edgekit.bundle import Artifact, Bundle, Manifest, PlanRecord, WeightPrecision, record_file
 from edgekit.errors import BundleCorrupt, InvalidInput, UnknownName
 from edgekit.inference import open_session
-from edgekit.session import KEPT_CALLS, CallLog, SessionStats
-from edgekit.types import ModelSource, TensorSpec
+from edgekit.session import KEPT_CALLS, CallLog, SessionStats, by_size
+from edgekit.types import DynamicDim, ModelSource, TensorSpec
 
 X = np.array([[1, -2, 3, 4]], np.float32)
 
@@ -166,3 +166,9 @@ def test_outputs_the_model_does_not_have_are_refused(root: Path) -> None:
     model = (root / "model.onnx").read_bytes()
     with pytest.raises(BundleCorrupt, match="z"), open_session(write(root, model, outputs="yz")) as session:
         session.run({"x": X})
+
+
+def test_sizes_that_no_input_has_are_a_damaged_manifest() -> None:
+    dynamic = (DynamicDim(name="tokens.1", minimum=1, maximum=8, sizes=(1, 8)),)
+    with pytest.raises(BundleCorrupt, match="lists sizes of tokens_1, which no input has"):
+        by_size(lambda name: lambda feeds: (), "main", (), dynamic)

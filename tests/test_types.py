@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from edgekit import bundle, measurement, parity, processing, report, session, toolchains, types
 from edgekit.bundle import PlanRecord
 from edgekit.errors import InvalidInput
+from edgekit.generation import LEAST_CONTEXT, Generation, GoldenRun
 from edgekit.types import DTYPES, Change, DynamicDim, ModelSource, TensorSpec, Value
 
 MODULES = (bundle, measurement, parity, processing, report, session, toolchains, types)
@@ -43,6 +44,19 @@ def values(kind: mi.Type) -> st.SearchStrategy[Any]:
         case mi.StructType(cls=cls) if cls is DynamicDim:
             sizes = st.lists(st.integers(1, 2**40), min_size=2, max_size=2, unique=True).map(sorted)
             return sizes.map(lambda pair: DynamicDim(name="n", minimum=pair[0], maximum=pair[1]))
+        case mi.StructType(cls=cls) if cls is Generation:
+            ids = st.lists(st.integers(0, 1), max_size=2).map(tuple)
+            golden = st.builds(
+                GoldenRun,
+                prompt=st.text(max_size=4),
+                prompt_ids=st.just((0, 1)),
+                ids=st.just((1,)),
+                probabilities=st.floats(0, 1).map(lambda p: (p,)),
+            )
+            counts = st.integers(LEAST_CONTEXT, 2**40)
+            return st.builds(
+                Generation, context=counts, layers=counts, vocabulary=counts, stop_ids=ids, golden=st.none() | golden
+            )
         case mi.StructType():
             return st.builds(kind.cls, **{field.name: values(field.type) for field in kind.fields})
         case mi.LiteralType():

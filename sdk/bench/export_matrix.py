@@ -150,7 +150,7 @@ def _made(bundle: Bundle, name: str, format: str, seconds: float) -> Cell:
 
 
 def _refused(name: str, format: str, precision: Precision, error: EdgekitError, seconds: float) -> Cell:
-    reason = str(error)
+    reason = str(error).replace(str(Path(__file__).parents[1]), "edgekit")  # results name no folder of this machine
     return Cell(
         model=name,
         weights="real" if name in REAL else "random",
