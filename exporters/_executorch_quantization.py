@@ -62,7 +62,7 @@ def _quantize_int4(module: GraphModule, scheme: Quantization) -> GraphModule:
     from torchao.quantization import Int8DynamicActivationIntxWeightConfig, quantize_
     from torchao.quantization.granularity import PerAxis, PerGroup
 
-    from edgekit.exporters._executorch_quantizer import has_constants
+    from edgekit.exporters._executorch_quantizer import has_kernel
 
     group = scheme.group_size
     if group is not None and group % XNNPACK_GROUP:
@@ -72,7 +72,7 @@ def _quantize_int4(module: GraphModule, scheme: Quantization) -> GraphModule:
     layers: dict[str, nn.Module] = {}
     for node in module.graph.find_nodes(op="call_function", target=aten.linear.default):
         width = node.args[1].meta["val"].shape[1]
-        if scheme.stays_float(module_path(node)) or not has_constants(node) or (group is not None and width % group):
+        if scheme.stays_float(module_path(node)) or not has_kernel(node) or (group is not None and width % group):
             continue
         name = f"{module_path(node).replace('.', '_')}_linear{len(layers)}"
         layers[name] = _as_layer(module, node, name)

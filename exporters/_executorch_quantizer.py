@@ -99,7 +99,7 @@ class DynamicQuantizer(Quantizer):  # type: ignore[misc]
         for node in model.graph.nodes:
             if node.target != aten.linear.default or self.scheme.stays_float(module_path(node)):
                 continue
-            if is_float(node) and has_constants(node):
+            if is_float(node) and has_kernel(node):
                 annotate_dynamic(node)
         return model
 
@@ -143,7 +143,7 @@ class StaticQuantizer(Quantizer):  # type: ignore[misc]
     def product(self, node: Node) -> None:
         """A convolution or linear layer."""
         source, weight = _operands(node)
-        if not is_float(source) or not has_constants(node):
+        if not is_float(source) or not has_kernel(node):
             return
         if node.target == aten.linear.default and self.float_answers and _is_answer(node) and self.per_channel:
             annotate_dynamic(node)
@@ -206,10 +206,26 @@ def annotate_dynamic(node: Node) -> None:
     _mark(node, {node.args[0]: DYNAMIC, node.args[1]: _weight(per_channel=True)})
 
 
-def has_constants(node: Node) -> bool:
-    """Whether weight and bias of a product are stored in the model; a kernel for integers takes no computed ones."""
-    stored: Any = node.args[1:3]
-    return all(operand is None or operand.op == "get_attr" for operand in stored)
+def has_kernel(node: Node) -> bool:
+    """Whether XNNPACK has an integer kernel for a product: weight and bias are stored in the model, the input is not.
+
+    An input made of constants alone, as the learned queries of a decoder are, stays outside its partitions.
+    """
+    source, *stored = node.args[:3]
+    return all(operand is None or operand.op == "get_attr" for operand in stored) and _varies(source)  # type: ignore[union-attr]
+
+
+def _varies(node: Any) -> bool:
+    """Whether a tensor depends on an input of the model."""
+    seen, waiting = set(), [node]
+    while waiting:
+        node = waiting.pop()
+        if node.op == "placeholder":
+            return True
+        if node not in seen:
+            seen.add(node)
+            waiting += node.all_input_nodes
+    return False
 
 
 def _mark(node: Node, inputs: dict[Any, Any], output: Any = None) -> None:

@@ -14,13 +14,13 @@ from edgekit.exporters._tflite_file import require_kernels
 from edgekit.exporting import ExportJob
 from edgekit.graph import module_path, specialise
 from edgekit.quiet import quiet
+from edgekit.runtimes.litert import SIGNATURE
 from edgekit.types import TensorSpec, entry_points
 
 if TYPE_CHECKING:
     from torch import Tensor
     from torch.export import ExportedProgram
 
-SIGNATURE = "serving_default"
 TO_NHWC, TO_NCHW = (0, 2, 3, 1), (0, 3, 1, 2)
 
 

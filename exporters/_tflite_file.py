@@ -10,6 +10,7 @@ from typing import Any
 
 from edgekit.bundle import WeightPrecision
 from edgekit.errors import UnsupportedModel
+from edgekit.exporting import found_precision
 from edgekit.quiet import quiet
 from edgekit.runtimes._litert_delegation import WEIGHT_OPS, module_of
 from edgekit.types import DType, Precision
@@ -88,9 +89,4 @@ def read_precision(path: Path, asked: Precision) -> WeightPrecision:
             quantized += 1
         elif kind in WEIGHT_OPS and {"FLOAT32", "FLOAT16"} & set(read):
             floating += 1
-    if asked.startswith("int8") and not quantized:
-        raise UnsupportedModel(
-            f"{asked} was asked for, and not one op of this model could be quantised; its weights stay "
-            f"{', '.join(sizes)}: take --precision fp32"
-        )
-    return WeightPrecision(name=asked, weight_bytes=dict(sizes), quantized_ops=quantized, float_ops=floating)
+    return found_precision(asked, sizes, quantized, floating)

@@ -10,12 +10,13 @@ import numpy as np
 
 from edgekit.compression import Progress, Quantization
 from edgekit.errors import UnsupportedModel
-from edgekit.exporters._tflite_conversion import SIGNATURE, TO_NHWC
+from edgekit.exporters._tflite_conversion import TO_NHWC
 from edgekit.exporters._tflite_file import module, operators, parse_model
 from edgekit.exporting import ExportJob
 from edgekit.processing import Array, Arrays
 from edgekit.quiet import quiet
 from edgekit.ranges import zero_on_step
+from edgekit.runtimes.litert import SIGNATURE
 from edgekit.types import TensorSpec
 
 if TYPE_CHECKING:
@@ -65,6 +66,8 @@ def _recipe(scheme: Quantization, model: bytes, integer_io: bool) -> RecipeManag
     elif scheme.scheme == "dynamic":
         for operation in (product, TFLOperationName.EMBEDDING_LOOKUP, TFLOperationName.BATCH_MATMUL):
             recipe.add_dynamic_config(".*", operation, 8, grain)
+        for scope in _products_of_a_constant(model):
+            recipe.add_quantization_config(scope, TFLOperationName.BATCH_MATMUL, None, AlgorithmName.NO_QUANTIZE)
     else:
         recipe.add_weight_only_config(".*", every, 8, grain)
     for scope in _kept(model, scheme):
@@ -123,6 +126,15 @@ def _answers(model: bytes) -> list[str]:
         for kind, operator in operators(parsed)
         if kind == "FULLY_CONNECTED" and operator.outputs[0] in outputs
     ]
+
+
+def _products_of_a_constant(model: bytes) -> Iterator[str]:
+    """Scopes of the products whose left side is stored: as int8 the kernel would read its bytes as floats."""
+    parsed = parse_model(model)
+    graph = parsed.subgraphs[0]
+    for kind, operator in operators(parsed):
+        if kind == "BATCH_MATMUL" and parsed.buffers[graph.tensors[operator.inputs[0]].buffer].data is not None:
+            yield _scope(parsed, operator)
 
 
 def _kept(model: bytes, scheme: Quantization) -> Iterator[str]:

@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING
 
 from edgekit.bundle import WeightPrecision
 from edgekit.compression import Progress, silent
-from edgekit.errors import UnsupportedModel
-from edgekit.exporting import Exported, ExportJob, OpSupport, Refusal
+from edgekit.exporting import Exported, ExportJob, OpSupport, Refusal, found_precision
 from edgekit.quiet import quiet
 from edgekit.runtimes._executorch_file import WEIGHT_OPS, ProgramFile, first_method, read_file
 from edgekit.types import Precision, TensorSpec, Value
@@ -103,17 +102,8 @@ def read_precision(file: ProgramFile, asked: Precision) -> WeightPrecision:
     weights = [op.weight for ops in file.partitions for op in ops if op.type in WEIGHT_OPS and op.weight]
     weights += [call.weight for call in file.kernels if call.weight]
     quantized = sum(dtype in NARROW for dtype in weights)
-    if asked != "fp32" and not quantized:
-        raise UnsupportedModel(
-            f"{asked} was asked for, and not one op of this model could be quantised; its weights stay "
-            f"{', '.join(file.weight_bytes)}: take --precision fp32"
-        )
-    return WeightPrecision(
-        name=asked,
-        weight_bytes=dict(file.weight_bytes),
-        quantized_ops=quantized,
-        float_ops=sum("float" in dtype for dtype in weights),
-    )
+    floating = sum("float" in dtype for dtype in weights)
+    return found_precision(asked, file.weight_bytes, quantized, floating)
 
 
 def _build(job: ExportJob, module: GraphModule, options: Options, progress: Progress) -> Lowered:

@@ -19,7 +19,7 @@ from edgekit.compression import Progress
 from edgekit.errors import UnsupportedModel
 from edgekit.exporters._onnx_file import DATA, FILE, module_of, rename_ends, tag_modules, toolchain
 from edgekit.exporters._onnx_quantization import quantize
-from edgekit.exporting import Complaint, Exported, ExportJob, OpSupport, Refusal, op_support
+from edgekit.exporting import Complaint, Exported, ExportJob, OpSupport, Refusal, found_precision, op_support
 from edgekit.quiet import quiet
 from edgekit.types import DType, Precision, TensorSpec, Value
 
@@ -137,12 +137,7 @@ def read_precision(path: Path, asked: Precision) -> WeightPrecision:
             quantized += 1
         elif node.op_type in WEIGHT_OPS and any(source in names and names[source].kind == "f" for source in node.input):
             floating += 1
-    if asked.startswith("int8") and not quantized:
-        raise UnsupportedModel(
-            f"{asked} was asked for, and not one op of this model could be quantised; its weights stay "
-            f"{', '.join(sizes)}: take --precision fp32, or fp16 for a smaller file"
-        )
-    return WeightPrecision(name=asked, weight_bytes=dict(sizes), quantized_ops=quantized, float_ops=floating)
+    return found_precision(asked, sizes, quantized, floating, instead="fp32, or fp16 for a smaller file")
 
 
 def _convert(job: ExportJob, options: Options) -> onnx.ModelProto:

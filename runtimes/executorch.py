@@ -16,50 +16,17 @@ from typing import Any
 import numpy as np
 
 from edgekit.bundle import Bundle, Delegation, Manifest
-from edgekit.errors import BundleCorrupt, InvalidInput, ToolchainMissing
+from edgekit.errors import BundleCorrupt, InvalidInput, ToolchainMissing, reason_of
 from edgekit.processing import Array, Arrays
 from edgekit.quiet import quiet_native
 from edgekit.runtimes._executorch_file import METHOD, first_method, read_file
-from edgekit.session import CallLog, SessionStats, by_size, closed_run, counted_run
-from edgekit.types import TensorSpec, entry_points
+from edgekit.session import CountedSession, by_size
+from edgekit.types import entry_points
 
 FORMAT = "executorch"
 DISTRIBUTION = "executorch"
 SCALARS = {0: "uint8", 1: "int8", 2: "int16", 3: "int32", 4: "int64", 5: "float16", 6: "float32",
                              7: "float64", 11: "bool", 15: "bfloat16"}  # fmt: skip
-
-
-class ExecuTorchSession:
-    """One open model; see `edgekit.session.Session`."""
-
-    def __init__(self, bundle: Bundle, threads: int) -> None:
-        self.inputs: tuple[TensorSpec, ...] = bundle.manifest.inputs
-        self.outputs: tuple[TensorSpec, ...] = bundle.manifest.outputs
-        torch, binding = _binding()
-        with quiet_native() as log:
-            if binding._threadpool_get_thread_count() != threads:
-                binding._unsafe_reset_threadpool(threads)
-            program, methods = _load(binding, bundle, log)
-        self._log = CallLog()
-        self._program = program  # owns the mapped file that the method reads
-        names, dynamic = [spec.name for spec in self.inputs], bundle.manifest.dynamic
-        call = by_size(lambda name: _caller(torch, methods[name], names), METHOD, self.inputs, dynamic)
-        self.run = counted_run(call, self.inputs, self.outputs, dynamic, self._log)
-
-    def stats(self) -> SessionStats:
-        """Calls and times so far."""
-        return self._log.stats()
-
-    def close(self) -> None:
-        """Free the model."""
-        self.run = closed_run
-        self._program = None
-
-    def __enter__(self) -> ExecuTorchSession:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self.close()
 
 
 def load_backend() -> str:
@@ -68,9 +35,17 @@ def load_backend() -> str:
     return version(DISTRIBUTION)
 
 
-def open_session(bundle: Bundle, *, threads: int = 1) -> ExecuTorchSession:
-    """Map the bundle's model into memory and load its method `forward`."""
-    return ExecuTorchSession(bundle, threads)
+def open_session(bundle: Bundle, *, threads: int = 1) -> CountedSession:
+    """Map the bundle's model into memory and load its methods."""
+    torch, binding = _binding()
+    with quiet_native() as log:
+        if binding._threadpool_get_thread_count() != threads:
+            binding._unsafe_reset_threadpool(threads)
+        program, methods = _load(binding, bundle, log)
+    inputs, dynamic = bundle.manifest.inputs, bundle.manifest.dynamic
+    names = [spec.name for spec in inputs]
+    call = by_size(lambda name: _caller(torch, methods[name], names), METHOD, inputs, dynamic)
+    return CountedSession(bundle, call, owner=program)  # which owns the mapped file that the methods read
 
 
 def delegation(bundle: Bundle, feeds: Arrays) -> Delegation:
@@ -93,8 +68,9 @@ def _caller(torch: ModuleType, method: Any, names: list[str]) -> Callable[[Array
         try:
             outputs = method(tensors)
         except RuntimeError as error:
+            reason = reason_of(error).rstrip(".")
             raise InvalidInput(
-                f"executorch could not run the model on these inputs: {_first_line(error)}. Shapes and dtypes fit, so "
+                f"executorch could not run the model on these inputs: {reason}. Shapes and dtypes fit, so "
                 "look for values out of range, as an id beyond its table"
             ) from error
         return [output.numpy() for output in outputs]
@@ -123,7 +99,7 @@ def _load(binding: ModuleType, bundle: Bundle, log: Callable[[], str]) -> tuple[
         found = [_mismatch(method.method_meta(), manifest, name, sizes.get(name)) for name, method in methods.items()]
     except Exception as error:  # the binding raises RuntimeError, IndexError and ValueError
         missing = re.findall(r"[Mm]issing operator: \[\d+\] (\S+)", log())
-        reason = f"it has no kernel for {', '.join(missing)}" if missing else _first_line(error)
+        reason = f"it has no kernel for {', '.join(missing)}" if missing else reason_of(error).rstrip(".")
         raise BundleCorrupt(
             f"executorch {version(DISTRIBUTION)} cannot load '{path}': {reason}. The bundle asks for "
             f"{bundle.artifact.runtime_version_range}"
@@ -150,7 +126,3 @@ def _mismatch(meta: Any, manifest: Manifest, method: str, size: int | None) -> s
         if dtype != spec.dtype or not same:
             return f"'{spec.name}' of {method} is {dtype} {shape}, and the manifest says {spec.dtype} {spec.shape}"
     return None
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__).rstrip(".")

@@ -16,7 +16,7 @@ from edgekit.errors import BundleCorrupt, InvalidInput, ToolchainMissing
 from edgekit.processing import Array, Arrays
 from edgekit.quiet import quiet_native
 from edgekit.runtimes._litert_delegation import delegated
-from edgekit.session import CallLog, SessionStats, by_size, closed_run, counted_run
+from edgekit.session import CountedSession, by_size
 from edgekit.types import DynamicDim, TensorSpec, entry_points
 
 FORMAT = "tflite"
@@ -25,32 +25,6 @@ INTERPRETERS = {"ai_edge_litert.interpreter": "ai-edge-litert", "tflite_runtime.
 OPTIONAL_OPERANDS = {"CONV_2D", "CONV_3D", "DEPTHWISE_CONV_2D", "TRANSPOSE_CONV", "FULLY_CONNECTED", "SVDF", "RNN",
                      "LSTM", "UNIDIRECTIONAL_SEQUENCE_LSTM", "BIDIRECTIONAL_SEQUENCE_LSTM"}  # fmt: skip
 Edge = Callable[[Array], Array]  # between an array of the model's dtype and one of the file's
-
-
-class LitertSession:
-    """One open model; see `edgekit.session.Session`."""
-
-    def __init__(self, bundle: Bundle, threads: int) -> None:
-        self.inputs: tuple[TensorSpec, ...] = bundle.manifest.inputs
-        self.outputs: tuple[TensorSpec, ...] = bundle.manifest.outputs
-        interpreter = open_interpreter(bundle, threads)
-        call = _calls(interpreter, bundle)
-        self._log = CallLog()
-        self.run = counted_run(call, self.inputs, self.outputs, bundle.manifest.dynamic, self._log)
-
-    def stats(self) -> SessionStats:
-        """Calls and times so far."""
-        return self._log.stats()
-
-    def close(self) -> None:
-        """Free the model."""
-        self.run = closed_run
-
-    def __enter__(self) -> LitertSession:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self.close()
 
 
 def load_backend() -> str:
@@ -62,9 +36,9 @@ def load_backend() -> str:
     raise ToolchainMissing("runtime 'litert' is not installed: pip install 'edgekit[litert]'")
 
 
-def open_session(bundle: Bundle, *, threads: int = 1) -> LitertSession:
+def open_session(bundle: Bundle, *, threads: int = 1) -> CountedSession:
     """Load the bundle's model into LiteRT."""
-    return LitertSession(bundle, threads)
+    return CountedSession(bundle, _calls(open_interpreter(bundle, threads), bundle))
 
 
 def delegation(bundle: Bundle, feeds: Arrays) -> Delegation:

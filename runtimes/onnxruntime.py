@@ -12,8 +12,7 @@ from typing import Any
 from edgekit.bundle import Bundle, Delegation, Fallback
 from edgekit.errors import BundleCorrupt, ToolchainMissing
 from edgekit.processing import Arrays
-from edgekit.session import CallLog, SessionStats, closed_run, counted_run
-from edgekit.types import TensorSpec
+from edgekit.session import CountedSession
 
 FORMAT = "onnx"
 UNIT = "cpu"  # the execution provider that edgekit opens sessions with
@@ -21,45 +20,19 @@ LAYOUT_OPS = {"Transpose", "ReorderInput", "ReorderOutput"}
 FLOAT_OPS = {"Conv", "FusedConv", "ConvTranspose", "MatMul", "FusedMatMul", "Gemm", "FusedGemm", "LSTM", "GRU"}
 
 
-class OnnxSession:
-    """One open model; see `edgekit.session.Session`."""
-
-    def __init__(self, bundle: Bundle, threads: int) -> None:
-        self.inputs: tuple[TensorSpec, ...] = bundle.manifest.inputs
-        self.outputs: tuple[TensorSpec, ...] = bundle.manifest.outputs
-        session = _open(bundle, _options(threads))
-        names = [spec.name for spec in self.outputs]
-        found = {output.name for output in session.get_outputs()}
-        if missing := [name for name in names if name not in found]:
-            raise BundleCorrupt(f"'{bundle.artifact_path}' has no output '{missing[0]}', which the manifest names")
-        self._log = CallLog()
-        self.run = counted_run(
-            partial(session.run, names), self.inputs, self.outputs, bundle.manifest.dynamic, self._log
-        )
-
-    def stats(self) -> SessionStats:
-        """Calls and times so far."""
-        return self._log.stats()
-
-    def close(self) -> None:
-        """Free the model."""
-        self.run = closed_run
-
-    def __enter__(self) -> OnnxSession:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self.close()
-
-
 def load_backend() -> str:
     """Import onnxruntime and return its version."""
     return str(_package().__version__)
 
 
-def open_session(bundle: Bundle, *, threads: int = 1) -> OnnxSession:
+def open_session(bundle: Bundle, *, threads: int = 1) -> CountedSession:
     """Load the bundle's model into onnxruntime."""
-    return OnnxSession(bundle, threads)
+    session = _open(bundle, _options(threads))
+    names = [spec.name for spec in bundle.manifest.outputs]
+    found = {output.name for output in session.get_outputs()}
+    if missing := [name for name in names if name not in found]:
+        raise BundleCorrupt(f"'{bundle.artifact_path}' has no output '{missing[0]}', which the manifest names")
+    return CountedSession(bundle, partial(session.run, names))
 
 
 def delegation(bundle: Bundle, feeds: Arrays) -> Delegation:

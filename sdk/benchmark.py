@@ -33,6 +33,7 @@ WARM_CHUNK = 10
 WARM_TOLERANCE = 0.02
 WARM_LEAST_S, WARM_MOST_S = 0.5, 10.0
 ROUNDS = 30
+QUICK_ROUNDS = 10  # where an export measures on its way
 ROUND_CALLS = 10
 TEXT_TOKENS = 64  # of one timed answer: short enough that the last tokens cost what the first do
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from types import UnionType
 from typing import ClassVar, Literal
 
 import torch
@@ -130,6 +131,16 @@ def weight_layers(module: nn.Module) -> Iterator[tuple[str, WeightLayer]]:
     for path, layer in module.named_modules():
         if isinstance(layer, WeightLayer):
             yield path, layer
+
+
+def layer_parameters(
+    module: nn.Module, kinds: type[nn.Module] | UnionType
+) -> Iterator[tuple[nn.Module, TensorSpec, Tensor]]:
+    """Layer, spec and value of every parameter that the layers of these kinds hold themselves."""
+    for path, layer in module.named_modules():
+        if isinstance(layer, kinds):
+            for name, tensor in layer.named_parameters(recurse=False):
+                yield layer, tensor_spec(f"{path}.{name}".lstrip("."), tensor), tensor
 
 
 def run_hooked(

@@ -15,7 +15,7 @@ from torch.fx import Node
 
 from edgekit.bundle import Delegation, WeightPrecision
 from edgekit.compression import CompressedModel, Progress, Quantization
-from edgekit.errors import UnsupportedModel
+from edgekit.errors import UnsupportedModel, reason_of
 from edgekit.graph import module_path, op_nodes, source_line
 from edgekit.processing import Arrays
 from edgekit.quiet import quiet
@@ -28,6 +28,9 @@ class Refusal(Value, frozen=True, kw_only=True):
     where: str
     reason: str
     fix: str
+
+    def __str__(self) -> str:
+        return f"{self.where}: {self.reason}: {self.fix}"
 
 
 OWN_NAMESPACES = ("aten", "prim", "prims", "higher_order", "_higher_order_ops")
@@ -111,7 +114,7 @@ class ExportJob:
                 with quiet():
                     torch.export.save(self.program, cast(IO[bytes], sink))  # it only calls `write`
             except Exception as error:  # torch.export raises dozens of types
-                reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+                reason = reason_of(error)
                 raise UnsupportedModel(f"torch.export cannot store the traced '{self.name}': {reason}") from error
         if sink.error:
             raise sink.error
@@ -160,6 +163,21 @@ class _Facts(Value, frozen=True, kw_only=True):
     precision: Precision
     quantization: Quantization | None
     keep_intermediates: bool
+
+
+def found_precision(
+    asked: Precision, sizes: Mapping[str, int], quantized: int, floating: int, instead: str = "fp32"
+) -> WeightPrecision:
+    """What a file was found to hold: weight bytes by dtype, and ops with narrow and with float weights.
+
+    Raises `UnsupportedModel` when fewer bits were asked for and no op has them; `instead` is what to take then.
+    """
+    if asked not in ("fp32", "fp16") and not quantized:
+        raise UnsupportedModel(
+            f"{asked} was asked for, and not one op of this model could be quantised; its weights stay "
+            f"{', '.join(sizes)}: take --precision {instead}"
+        )
+    return WeightPrecision(name=asked, weight_bytes=dict(sizes), quantized_ops=quantized, float_ops=floating)
 
 
 class Exported(Value, frozen=True, kw_only=True):

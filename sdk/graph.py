@@ -7,12 +7,13 @@ import traceback
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch.export import Dim, ExportedProgram
 from torch.fx import Graph, Node
 
-from edgekit.errors import UnsupportedModel
+from edgekit.errors import UnsupportedModel, reason_of
 from edgekit.model import Model, dynamic_axes
 from edgekit.quiet import quiet
 from edgekit.types import DynamicDim, TensorSpec
@@ -22,7 +23,7 @@ def capture(model: Model) -> ExportedProgram:
     """Trace the model with `torch.export`. Raises `UnsupportedModel` with the line that cannot be traced."""
     try:
         with torch.no_grad(), quiet():
-            return torch.export.export(
+            program = torch.export.export(
                 model.module,
                 (),
                 dict(model.example),
@@ -33,6 +34,8 @@ def capture(model: Model) -> ExportedProgram:
             )
     except Exception as error:  # torch.export raises dozens of types
         raise UnsupportedModel(_trace_message(model, error)) from error
+    _cast_mixed_parts(program)
+    return program
 
 
 def specialise(
@@ -46,6 +49,19 @@ def specialise(
     }
     with torch.no_grad(), quiet():
         return torch.export.export(module, (), example, strict=False)
+
+
+def _cast_mixed_parts(program: ExportedProgram) -> None:
+    """Spell out the casts of parts that are joined with parts of a wider dtype, which only PyTorch does unasked."""
+    for node in program.graph.find_nodes(op="call_function", target=torch.ops.aten.cat.default):
+        dtype = node.meta["val"].dtype
+        parts: Any = node.args[0]
+        for part in {part for part in parts if part.meta["val"].dtype != dtype}:
+            with program.graph.inserting_before(node):
+                cast = program.graph.call_function(torch.ops.aten.to.dtype, (part, dtype))
+            cast.meta = {**node.meta, "val": part.meta["val"].to(dtype)}
+            node.replace_input_with(part, cast)
+    program.graph_module.recompile()
 
 
 def op_counts(program: ExportedProgram) -> Counter[str]:
@@ -144,8 +160,7 @@ def _dynamic_shapes(model: Model) -> dict[str, dict[int, Dim]] | None:
 
 
 def _trace_message(model: Model, error: Exception) -> str:
-    reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-    message = f"torch.export cannot trace '{model.name}': {reason}"
+    message = f"torch.export cannot trace '{model.name}': {reason_of(error)}"
     torch_folder = str(Path(torch.__file__).parent)
     frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith(("<", torch_folder))]
     if user := [f for f in frames if f.filename != __file__]:

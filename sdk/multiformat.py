@@ -9,7 +9,7 @@ from pathlib import Path
 import msgspec
 
 from edgekit import registry
-from edgekit.benchmark import compare
+from edgekit.benchmark import QUICK_ROUNDS, compare
 from edgekit.bundle import MANIFEST, Bundle
 from edgekit.compression import Progress, silent
 from edgekit.drafting import DEFAULTS, ExportOptions
@@ -21,8 +21,6 @@ from edgekit.planning import EXPORTERS, known_precision, split_option
 from edgekit.profile import DeviceProfile, find_device
 from edgekit.report import Failure, Report, row
 from edgekit.source import load
-
-ROUNDS = 10  # of the measurement in turns
 
 
 def choose_formats(text: str) -> tuple[str, ...]:
@@ -99,5 +97,5 @@ def _options_by_format(formats: Sequence[str], given: Sequence[str]) -> dict[str
 
 def _in_turns(bundles: list[Bundle], progress: Progress) -> list[Measurement]:
     progress("measure all formats in turns")
-    found = compare(bundles, rounds=ROUNDS)
+    found = compare(bundles, rounds=QUICK_ROUNDS)
     return [found[0].a, *(pair.b for pair in found)]

@@ -88,7 +88,7 @@ def _build(model: Model, made: Draft, partial: Path, options: ExportOptions, pro
     job = ExportJob.of(made.compressed, made.program, made.plan.precision, options.keep_intermediates)
     chosen = exporter_options(made.plan)
     if refused := exporter.reject(job, chosen):
-        raise UnsupportedModel("; ".join(f"{r.where}: {r.reason}: {r.fix}" for r in refused))
+        raise UnsupportedModel("; ".join(map(str, refused)))
     progress(
         f"export to {made.plan.format}, with at most about {made.forecast.export_peak_bytes / 1e9:.1f} GB of memory"
     )

@@ -38,7 +38,7 @@ def analyze(model: Model, format: str, *, progress: Progress = silent) -> Analys
         job = ExportJob.of(CompressedModel(model=model), capture(model), "fp32")
     except UnsupportedModel as error:
         return Analysis(format=format, ops=(), error=str(error))
-    refused = "; ".join(f"{r.where}: {r.reason}: {r.fix}" for r in exporter.reject(job, exporter.Options()))
+    refused = "; ".join(map(str, exporter.reject(job, exporter.Options())))
     try:
         return Analysis(format=format, ops=tuple(isolation.support(format, job, progress)), error=refused or None)
     except EdgekitError as error:  # one format's toolchain must not hide what the others say

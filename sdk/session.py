@@ -114,6 +114,31 @@ def closed_run(feeds: Arrays) -> Arrays:
     raise InvalidInput("this session is closed: open another one")
 
 
+class CountedSession:
+    """An open model around a backend's `call`; see `Session`. `owner` is what the call needs kept alive."""
+
+    def __init__(self, bundle: Bundle, call: Callable[[Arrays], Sequence[Array]], owner: object = None) -> None:
+        manifest = bundle.manifest
+        self.inputs, self.outputs = manifest.inputs, manifest.outputs
+        self._owner, self._log = owner, CallLog()
+        self.run = counted_run(call, self.inputs, self.outputs, manifest.dynamic, self._log)
+
+    def stats(self) -> SessionStats:
+        """Calls and times so far."""
+        return self._log.stats()
+
+    def close(self) -> None:
+        """Free the model."""
+        self.run = closed_run
+        self._owner = None
+
+    def __enter__(self) -> CountedSession:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+
 class Session(Protocol):
     """An open model. Use it as a context manager, or call `close`."""
 

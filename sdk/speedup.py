@@ -8,14 +8,13 @@ from pathlib import Path
 import msgspec
 
 from edgekit import isolation
-from edgekit.benchmark import compare
+from edgekit.benchmark import QUICK_ROUNDS, compare
 from edgekit.bundle import MANIFEST, Bundle, Delegation, record_file
 from edgekit.compression import Progress
 from edgekit.exporting import ExportJob
 from edgekit.measurement import AgainstFloat, Comparison, Measurement
 from edgekit.types import Value
 
-ROUNDS = 10
 COSTLY_COPIES = 0.1  # of the time
 
 
@@ -33,7 +32,7 @@ def against_float(
     manifest = msgspec.structs.replace(bundle.manifest, artifacts=(artifact,), assets=())
     (scratch / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
     progress("measure on this machine, in turns with the float model")
-    found = compare([Bundle(scratch, manifest), bundle], rounds=ROUNDS)[0]
+    found = compare([Bundle(scratch, manifest), bundle], rounds=QUICK_ROUNDS)[0]
     return found.b, _verdict(found, bundle)
 
 

@@ -56,6 +56,21 @@ class Branching(nn.Module):
         return x - 1
 
 
+class Prompted(nn.Module):
+    """Learned queries attend to each other before they read the input, which integers are appended to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.queries = nn.Parameter(torch.randn(1, 6, 32))
+        self.among, self.over = (nn.MultiheadAttention(32, 2, batch_first=True) for _ in range(2))
+
+    def forward(self, features: Tensor) -> Tensor:
+        queries = self.queries + self.among(self.queries, self.queries, self.queries)[0]
+        numbered = torch.cat((features[..., 1:], torch.arange(features.shape[1])[None, :, None]), -1)
+        answer: Tensor = self.over(queries, numbered, numbered)[0]
+        return answer
+
+
 def small_conv() -> tuple[nn.Module, Tensor]:
     torch.manual_seed(0)
     model = SmallConv()
@@ -68,6 +83,11 @@ def small_conv() -> tuple[nn.Module, Tensor]:
 def mlp() -> tuple[nn.Module, Tensor]:
     torch.manual_seed(0)
     return Mlp().eval(), torch.randn(1, 16)
+
+
+def prompted() -> tuple[nn.Module, Tensor]:
+    torch.manual_seed(0)
+    return Prompted().eval(), torch.randn(1, 5, 32)
 
 
 def two_inputs() -> tuple[nn.Module, dict[str, Tensor]]:

@@ -289,6 +289,20 @@ def test_a_linear_layer_with_a_computed_weight_or_bias_stays_float(quantizer: ob
         assert not {"placeholder", "linear"} & set(observed(graph))
 
 
+@pytest.mark.parametrize("quantizer", [STATIC, DynamicQuantizer(SCHEME)])
+def test_a_linear_layer_over_constants_stays_float(quantizer: object) -> None:
+    class Learned(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.queries, self.of_queries = nn.Parameter(torch.randn(2, 8)), nn.Linear(8, 4)
+            self.of_input = nn.Linear(8, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return (self.of_input(x) @ self.of_queries(self.queries.relu()).T).softmax(-1)
+
+    assert len(observed(prepared(Learned(), quantizer, IMAGE[0, 0]))) == (2 if quantizer is STATIC else 1)
+
+
 def test_dynamic_layers_are_linear_ones_and_keep_their_outputs_float() -> None:
     module = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(144, 8))
     graph = prepared(module, DynamicQuantizer(SCHEME), IMAGE[:1])

@@ -62,6 +62,25 @@ def test_ops_are_counted_by_name() -> None:
     assert (counts["conv2d"], counts["linear"], counts["batch_norm"], counts["clamp"]) == (2, 1, 1, 1)
 
 
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [(torch.int64, torch.float32), (torch.bool, torch.int32), (torch.float32, torch.float64), (torch.int8, torch.int8)],
+)
+def test_parts_of_mixed_dtypes_are_cast_before_they_are_joined(first: torch.dtype, second: torch.dtype) -> None:
+    class Joined(nn.Module):
+        def forward(self, x: Tensor, y: Tensor) -> Tensor:
+            return torch.cat((x, y, x))
+
+    example = {"x": torch.tensor([0, 1, 3]).to(first), "y": torch.tensor([-2, 5]).to(second)}
+    traced = capture(load(Joined(), example))
+    (joined,) = traced.graph.find_nodes(op="call_function", target=torch.ops.aten.cat.default)
+    assert {part.meta["val"].dtype for part in joined.args[0]} == {joined.meta["val"].dtype}
+    assert op_counts(traced)["to"] == (first != second)
+    actual, expected = traced.module()(**example), torch.cat((example["x"], example["y"], example["x"]))
+    assert actual.dtype == expected.dtype
+    assert torch.equal(actual, expected)
+
+
 def test_a_branch_on_values_is_refused_with_its_line_and_the_way_out() -> None:
     line = 1 + next(i for i, text in enumerate(MODELS.read_text().splitlines()) if "if x.sum() > 0" in text)
     place = rf"models\.py:{line}: if x.sum\(\) > 0:"

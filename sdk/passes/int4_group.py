@@ -14,8 +14,8 @@ from edgekit.compression import (
     Quantization,
     check_modules,
     is_below,
+    layer_parameters,
     record,
-    tensor_spec,
 )
 from edgekit.profile import DeviceProfile
 from edgekit.types import Precision, TensorSpec
@@ -48,15 +48,11 @@ class Int4Group(Pass, frozen=True, kw_only=True, tag="int4_group"):
         """Decide the scheme."""
         check_modules(self.keep_float, model)
         changes = []
-        for path, layer in model.model.module.named_modules():
-            if not isinstance(layer, nn.Linear | nn.Embedding):
-                continue
-            for name, tensor in layer.named_parameters(recurse=False):
-                spec = tensor_spec(f"{path}.{name}".lstrip("."), tensor)
-                looked_up = "a lookup, not a product" if isinstance(layer, nn.Embedding) else None
-                reason = looked_up or self.reject(spec, context.device)
-                size = tensor.numel() // 2 + SCALE_BYTES * (tensor.numel() // self.group_size)
-                changes.append(record(self, spec, tensor, reason, f"int4 in groups of {self.group_size}", size))
+        for layer, spec, tensor in layer_parameters(model.model.module, nn.Linear | nn.Embedding):
+            looked_up = "a lookup, not a product" if isinstance(layer, nn.Embedding) else None
+            reason = looked_up or self.reject(spec, context.device)
+            size = tensor.numel() // 2 + SCALE_BYTES * (tensor.numel() // self.group_size)
+            changes.append(record(self, spec, tensor, reason, f"int4 in groups of {self.group_size}", size))
         scheme = Quantization(
             scheme="dynamic",
             weight_dtype="int4",

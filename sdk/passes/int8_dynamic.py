@@ -15,8 +15,8 @@ from edgekit.compression import (
     Quantization,
     check_modules,
     is_below,
+    layer_parameters,
     record,
-    tensor_spec,
 )
 from edgekit.graph import module_path, op_nodes
 from edgekit.profile import DeviceProfile
@@ -45,14 +45,11 @@ class Int8Dynamic(Pass, frozen=True, kw_only=True, tag="int8_dynamic"):
     def apply(self, model: CompressedModel, context: PassContext) -> CompressedModel:
         """Decide the scheme."""
         check_modules(self.keep_float, model)
-        changes = []
-        for path, layer in model.model.module.named_modules():
-            if not isinstance(layer, nn.Linear | nn.Embedding | nn.Conv1d | nn.Conv2d):
-                continue
-            for name, tensor in layer.named_parameters(recurse=False):
-                spec = tensor_spec(f"{path}.{name}".lstrip("."), tensor)
-                reason = self.reject(spec, context.device)
-                changes.append(record(self, spec, tensor, reason, "int8", tensor.numel()))
+        layers = nn.Linear | nn.Embedding | nn.Conv1d | nn.Conv2d
+        changes = [
+            record(self, spec, tensor, self.reject(spec, context.device), "int8", tensor.numel())
+            for _, spec, tensor in layer_parameters(model.model.module, layers)
+        ]
         scheme = Quantization(
             scheme="dynamic",
             weight_dtype="int8",

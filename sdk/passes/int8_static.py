@@ -17,10 +17,10 @@ from edgekit.compression import (
     WeightLayer,
     check_modules,
     is_below,
+    layer_parameters,
     need_calibration,
     record,
     run_hooked,
-    tensor_spec,
     weight_layers,
 )
 from edgekit.dataset import Dataset
@@ -59,13 +59,11 @@ class Int8Static(Pass, frozen=True, kw_only=True, tag="int8_static"):
         """Decide the scheme; the exporter finds the ranges with its own observers and kernels in mind."""
         data = need_calibration(self, context)
         check_modules(self.keep_float, model)
-        changes = []
         axis = "per_channel axis 0" if self.per_channel else "per_tensor"
-        for path, layer in weight_layers(model.model.module):
-            for name, tensor in layer.named_parameters(recurse=False):
-                spec = tensor_spec(f"{path}.{name}".lstrip("."), tensor)
-                reason = self.reject(spec, context.device)
-                changes.append(record(self, spec, tensor, reason, f"int8 {axis}", tensor.numel()))
+        changes = [
+            record(self, spec, tensor, self.reject(spec, context.device), f"int8 {axis}", tensor.numel())
+            for _, spec, tensor in layer_parameters(model.model.module, WeightLayer)
+        ]
         scheme = Quantization(
             scheme="static",
             weight_dtype="int8",

@@ -14,8 +14,8 @@ from edgekit.compression import (
     Quantization,
     check_modules,
     is_below,
+    layer_parameters,
     record,
-    tensor_spec,
 )
 from edgekit.profile import DeviceProfile
 from edgekit.types import Precision, TensorSpec
@@ -39,14 +39,11 @@ class Int8WeightOnly(Pass, frozen=True, kw_only=True, tag="int8_weight_only"):
     def apply(self, model: CompressedModel, context: PassContext) -> CompressedModel:
         """Decide the scheme."""
         check_modules(self.keep_float, model)
-        changes = []
-        for path, layer in model.model.module.named_modules():
-            if not isinstance(layer, nn.Linear | nn.Embedding | nn.Conv1d | nn.Conv2d):
-                continue
-            for name, tensor in layer.named_parameters(recurse=False):
-                spec = tensor_spec(f"{path}.{name}".lstrip("."), tensor)
-                reason = self.reject(spec, context.device)
-                changes.append(record(self, spec, tensor, reason, "int8 per_channel axis 0", tensor.numel()))
+        layers = nn.Linear | nn.Embedding | nn.Conv1d | nn.Conv2d
+        changes = [
+            record(self, spec, tensor, self.reject(spec, context.device), "int8 per_channel axis 0", tensor.numel())
+            for _, spec, tensor in layer_parameters(model.model.module, layers)
+        ]
         scheme = Quantization(
             scheme="weight_only", weight_dtype="int8", activation_dtype="float32", keep_float=self.keep_float
         )

@@ -51,6 +51,15 @@ def test_its_artifact_answers_like_pytorch(bundle: Bundle) -> None:
     assert bundle.manifest.parity.cosine_min > 0.99999
 
 
+def test_learned_queries_and_parts_of_mixed_dtypes_go_through_in_8_bits(format: str, tmp_path: Path) -> None:
+    given = ExportOptions(format=format, precision="int8-dynamic", measure=False)
+    made = export(f"{MODELS}:prompted", "raspberrypi5", tmp_path / "out", given).manifest
+    assert made.parity is not None
+    assert made.parity.sqnr_db is not None
+    assert made.parity.sqnr_db > 25
+    assert made.precision.quantized_ops > 0
+
+
 def test_it_writes_only_what_the_manifest_lists(bundle: Bundle) -> None:
     listed = {record.path for record in (*bundle.manifest.artifacts, *bundle.manifest.assets)}
     found = {str(path.relative_to(bundle.path)) for path in bundle.path.rglob("*") if path.is_file()}
