@@ -27,7 +27,8 @@ def toolchain() -> Any:
 
 
 def save(proto: onnx.ModelProto, path: Path, large: bool) -> None:
-    """Write a model, its weights beside it when they are large."""
+    """Write a model, its weights beside it when they are large; onnx would append them to those already there."""
+    (path.parent / DATA).unlink(missing_ok=True)
     toolchain().save(proto, path, save_as_external_data=large, location=DATA)
 
 

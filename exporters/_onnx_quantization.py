@@ -34,14 +34,22 @@ def quantize(job: ExportJob, source: Path, out: Path, large: bool, progress: Pro
         save(toolchain().load(source), out, large)
     elif scheme.scheme == "cast":
         progress("cast to float16")
-        from onnxruntime.transformers.float16 import convert_float_to_float16
-
-        with quiet():
-            save(convert_float_to_float16(toolchain().load(source), keep_io_types=True), out, large)
+        save(_cast(source), out, large)
     elif scheme.scheme == "dynamic":
         _quantize_dynamic(scheme, source, out, large, progress)
     else:
         _quantize_static(job, scheme, source, out, large, progress)
+
+
+def _cast(source: Path) -> onnx.ModelProto:
+    """The model in float16. Shapes are inferred before weights are loaded, since inference copies all it is given."""
+    from onnxruntime.transformers.float16 import convert_float_to_float16
+
+    onnx = toolchain()
+    proto = onnx.shape_inference.infer_shapes(onnx.load(source, load_external_data=False))
+    onnx.load_external_data_for_model(proto, str(source.parent))
+    with quiet():
+        return convert_float_to_float16(proto, keep_io_types=True, disable_shape_infer=True)
 
 
 def _quantize_dynamic(scheme: Quantization, source: Path, out: Path, large: bool, progress: Progress) -> None:
@@ -52,7 +60,7 @@ def _quantize_dynamic(scheme: Quantization, source: Path, out: Path, large: bool
     split_gemm(proto)
     turn_matrices(proto)
     kept = _float_nodes(proto, scheme)
-    save(proto, source, large)
+    save(proto, source, large=True)
     del proto  # quantize_dynamic reads the file again
     with quiet():
         quantize_dynamic(

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from edgekit.exporters._onnx_file import DATA, save, toolchain
+from edgekit.exporters._onnx_file import save, toolchain
 from edgekit.processing import Array
 
 if TYPE_CHECKING:
@@ -61,7 +61,6 @@ def quantize_tables(path: Path, kept: list[str], large: bool) -> None:
     if not lookups:
         return
     _drop_unused(proto, [])
-    (path.parent / DATA).unlink(missing_ok=True)  # else the weights would be written after those there
     save(proto, path, large)
 
 

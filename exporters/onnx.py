@@ -17,7 +17,7 @@ import numpy as np
 from edgekit.bundle import WeightPrecision
 from edgekit.compression import Progress
 from edgekit.errors import UnsupportedModel
-from edgekit.exporters._onnx_file import DATA, FILE, module_of, rename_ends, tag_modules, toolchain
+from edgekit.exporters._onnx_file import DATA, FILE, module_of, rename_ends, save, tag_modules, toolchain
 from edgekit.exporters._onnx_quantization import quantize
 from edgekit.exporting import Complaint, Exported, ExportJob, OpSupport, Refusal, found_precision, op_support
 from edgekit.quiet import quiet
@@ -68,14 +68,13 @@ def support(job: ExportJob) -> list[OpSupport]:
 
 def export(job: ExportJob, out: Path, options: Options, progress: Progress) -> Exported:
     """Convert, tag nodes with their modules, quantise as decided, and read back what the file holds."""
-    onnx = toolchain()
     progress("convert to ONNX")
     proto = _convert(job, options)
     tag_modules(proto)
     with tempfile.TemporaryDirectory(dir=out) as scratch:
         source = Path(scratch) / FILE
         large = sum(len(tensor.raw_data) for tensor in proto.graph.initializer) > options.external_data_bytes
-        onnx.save(proto, source, save_as_external_data=large, location=DATA)
+        save(proto, source, large=True)  # so that graphs are read without their weights where these are not needed
         del proto
         quantize(job, source, out / FILE, large, progress)
         kept = (_keep(source, out),) if job.keep_intermediates else ()

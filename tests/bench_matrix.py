@@ -9,7 +9,7 @@ from pathlib import Path
 
 import msgspec
 
-from edgekit.bench.export_matrix import Cell, run, table
+from edgekit.bench.export_matrix import Cell, names, run, table
 
 RESULTS = Path(__file__).parent / "export_matrix.json"
 README = Path(__file__).parents[1] / "README.md"
@@ -37,7 +37,7 @@ def main(models: Sequence[str]) -> None:
     """Run the named models (all, when none is) and keep the other cells as they were."""
     made = run(models, progress=lambda step: print(step, file=sys.stderr, flush=True))
     kept = [cell for cell in read() if cell.model not in {c.model for c in made}] if models else []
-    cells = [*kept, *made]
+    cells = sorted([*kept, *made], key=lambda cell: names().index(cell.model))
     RESULTS.write_bytes(msgspec.json.format(msgspec.json.encode(cells), indent=1) + b"\n")
     README.write_text(with_table(README.read_text(encoding="utf-8"), readme_table(cells)), encoding="utf-8")
     print(readme_table(cells))
