@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import re
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -26,11 +27,12 @@ from edgekit import isolation
 from edgekit.benchmark import compare
 from edgekit.bundle import MANIFEST, Bundle, record_file
 from edgekit.compression import silent
-from edgekit.drafting import ExportOptions, draft
+from edgekit.drafting import Draft, ExportOptions, draft
 from edgekit.exporting import ExportJob
 from edgekit.host import host_state
+from edgekit.inference import open_session
 from edgekit.model import Model
-from edgekit.parity import TOLERANCES
+from edgekit.parity import TOLERANCES, cosine
 from edgekit.pipeline import export
 from edgekit.planning import exporter_options
 from edgekit.source import load
@@ -198,25 +200,45 @@ def one_format(model: Model, format: str, references: References, samples: Path,
     return found
 
 
-def language(format: str, folder: Path) -> dict[str, Any]:
+def language(model: Model, format: str, references: References, folder: Path) -> dict[str, Any]:
     """MiniLM's answers."""
     found = {}
     for precision in ("fp32", "int8-dynamic"):
         given = ExportOptions(format=format, precision=precision, measure=False)
-        bundle = export("zoo:minilm_l6", DEVICE, folder / f"minilm-{format}-{precision}", given)
+        bundle = export(model, DEVICE, folder / f"minilm-{format}-{precision}", given)
         parity = bundle.manifest.parity
         assert parity is not None
-        found[precision] = {"sqnr_db": parity.sqnr_db, "cosine_min": parity.cosine_min, "bytes": bundle.model_bytes}
+        found[precision] = {
+            "sqnr_db": parity.sqnr_db,
+            "cosine_min": parity.cosine_min,
+            "cosine_mean": mean_cosine(bundle, references),
+            "bytes": bundle.model_bytes,
+        }
+        print(format, precision, json.dumps(found[precision]), flush=True)
     return found
 
 
+def mean_cosine(bundle: Bundle, references: References) -> float:
+    """The average over the held-out sentences; `cosine_min` is the worst of them."""
+    with open_session(bundle) as session:
+        found = [cosine(expected[name], answer[name]) for feeds, expected in references.real
+                 for answer in [session.run(feeds)] for name in expected]  # fmt: skip
+    return statistics.fmean(found)
+
+
+def held_out(model: Model, made: Draft) -> References:
+    """What PyTorch answers to the samples that calibration does not see."""
+    assert made.evaluation is not None
+    return make_references(model, model.inputs, model.dynamic, made.evaluation.samples)
+
+
 def main() -> None:
-    model = load("zoo:efficientnet_lite0")
+    model, encoder = load("zoo:efficientnet_lite0"), load("zoo:minilm_l6")
     made = draft(model, DEVICE, ExportOptions(precision="int8", format="onnx"))
-    calibration, evaluation = made.compressed.calibration, made.evaluation
+    calibration = made.compressed.calibration
     assert calibration is not None
-    assert evaluation is not None
-    references = make_references(model, model.inputs, model.dynamic, evaluation.samples)
+    photographs = held_out(model, made)
+    sentences = held_out(encoder, draft(encoder, DEVICE, ExportOptions(precision="int8-dynamic", format="onnx")))
     results: dict[str, Any] = {
         "date_utc": datetime.now(UTC).isoformat(timespec="seconds"),
         "host": msgspec.to_builtins(host_state()),
@@ -229,9 +251,9 @@ def main() -> None:
         np.savez(folder / "samples.npz", inputs=np.concatenate([s["inputs"] for s in calibration.samples]))
         for format in RECIPES:
             results["efficientnet_lite0"][format] = one_format(
-                model, format, references, folder / "samples.npz", folder
+                model, format, photographs, folder / "samples.npz", folder
             )
-            results["minilm_l6"][format] = language(format, folder)
+            results["minilm_l6"][format] = language(encoder, format, sentences, folder)
     RESULTS.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
     table = readme_table(results)
     README.write_text(with_table(README.read_text(encoding="utf-8"), table), encoding="utf-8")
@@ -262,6 +284,7 @@ def readme_table(results: dict[str, Any]) -> str:
         row("ours / recipe time, int8", lambda e, m: against(e["int8"]["against_recipe"])),
         row("exporting: ours / recipe, fp32", lambda e, m: _export_ratio(e["fp32"])),
         row("exporting: ours / recipe, int8", lambda e, m: _export_ratio(e["int8"])),
+        row("MiniLM int8-dynamic, mean cosine", lambda e, m: f"{m['int8-dynamic']['cosine_mean']:.4f}"),
         row("MiniLM int8-dynamic, worst cosine", lambda e, m: f"{m['int8-dynamic']['cosine_min']:.4f}"),
     ]
     host, tools = results["host"], ", ".join(f"{name} {number}" for name, number in results["versions"].items())
