@@ -98,7 +98,7 @@ def _build(model: Model, made: Draft, partial: Path, options: ExportOptions, pro
         raise explained(error, made.plan.format, job, progress) from error
     progress("ask PyTorch for reference outputs")
     samples = made.evaluation.samples if made.evaluation else random_samples(model.example_arrays)
-    asked = make_references(model, model.inputs, model.dynamic, samples)
+    asked = make_references(model, model.inputs, model.dynamic, samples, beyond=model.generation is None)
     references = _served(asked, model.inputs, exported.inputs or model.inputs)
     spread = np.linspace(0, len(references.real) - 1, min(GOLDEN_SAMPLES, len(references.real))).round().astype(int)
     write_golden(partial / GOLDEN, [references.real[i] for i in spread])

@@ -69,19 +69,24 @@ def make_references(
     inputs: Sequence[TensorSpec],
     dynamic: Sequence[DynamicDim],
     samples: Sequence[Arrays],
+    *,
+    beyond: bool = True,
 ) -> References:
-    """Ask PyTorch for the outputs of the real samples and of the synthetic inputs drawn around them."""
+    """Ask PyTorch for the outputs of the real samples and of the synthetic inputs drawn around them.
+
+    `beyond` is for inputs that come from outside and may leave the samples' range; a cache cannot.
+    """
     shaped = [fit(sample, inputs, dynamic) for sample in samples]
-    edges = synthetic_inputs(inputs, dynamic, shaped)
+    edges = synthetic_inputs(inputs, dynamic, shaped, beyond=beyond)
     return References(
         tuple((feeds, reference(feeds)) for feeds in shaped), tuple((feeds, reference(feeds)) for feeds in edges)
     )
 
 
 def synthetic_inputs(
-    inputs: Sequence[TensorSpec], dynamic: Sequence[DynamicDim], samples: Sequence[Arrays]
+    inputs: Sequence[TensorSpec], dynamic: Sequence[DynamicDim], samples: Sequence[Arrays], *, beyond: bool = True
 ) -> list[Arrays]:
-    """Random values in the samples' range, zeros, ten times the range, and the ends of every dynamic size."""
+    """Random values in the samples' range, zeros, `beyond` it by ten times, and the ends of every dynamic size."""
     rng = np.random.default_rng(SEED)
     model = samples[0]
     low = {n: min(s[n].min().item() for s in samples) for n in model}
@@ -97,7 +102,7 @@ def synthetic_inputs(
         return drawn.astype(like.dtype)
 
     made = [{n: draw(a, n) for n, a in model.items()}, {n: np.zeros_like(a) for n, a in model.items()}]
-    if any(array.dtype.kind == "f" for array in model.values()):
+    if beyond and any(array.dtype.kind == "f" for array in model.values()):
         made.append({n: draw(a, n, 10.0) for n, a in model.items()})
     for dim in dynamic:
         for size in (dim.minimum, dim.maximum):

@@ -117,6 +117,14 @@ def test_the_ends_of_every_dynamic_size_are_there() -> None:
     assert all(low <= f["ids"].min() <= f["ids"].max() <= high for f in made[3:])
 
 
+def test_no_input_leaves_the_samples_range_where_it_cannot() -> None:
+    samples = [sample(1), sample(2)]
+    whole, within = (synthetic_inputs(INPUTS, (), samples, beyond=beyond) for beyond in (True, False))
+    assert len(within) == len(whole) - 1
+    highest = max(s["x"].max() for s in samples)
+    assert max(f["x"].max() for f in whole) > highest >= max(f["x"].max() for f in within)
+
+
 def test_synthetic_inputs_are_the_same_each_time() -> None:
     first, second = (synthetic_inputs(INPUTS, [BATCH], [sample(1), sample(2)]) for _ in range(2))
     assert all(np.array_equal(a[name], b[name]) for a, b in zip(first, second, strict=True) for name in a)
