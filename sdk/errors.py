@@ -9,6 +9,7 @@
     │   ├── UnknownName            no such device, model, plugin
     │   ├── UnsupportedModel       the model cannot be loaded, traced or converted
     │   ├── BundleCorrupt          a bundle's files are not what its manifest says
+    │   ├── CorruptWeights         compressed weights that cannot be what was stored
     │   └── OutputExists           the output is there already
     └── ToolchainMissing        3  an optional package is missing or of a wrong version
 
@@ -62,6 +63,10 @@ class UnsupportedModel(InvalidInput):
 
 class BundleCorrupt(InvalidInput):
     """A bundle whose files are not what its manifest says."""
+
+
+class CorruptWeights(InvalidInput):
+    """Compressed weights that cannot be what was stored."""
 
 
 class OutputExists(InvalidInput):
