@@ -2,6 +2,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --constraint constraints.txt
+CLANG ?= clang
+FUZZ_SECONDS ?= 120
 PHOTO := sdk/data/photos/coffee.jpg
 
 # Two BLAS threads are slower than one on small machines, and the repository root must not shadow packages.
@@ -9,7 +11,7 @@ export OMP_NUM_THREADS = 1
 export PYTHONSAFEPATH = 1
 export HF_HUB_OFFLINE = 1
 
-.PHONY: demo setup test lint typecheck unit runtime-only bench bench-formats matrix schema clean
+.PHONY: demo setup test lint typecheck unit runtime-only bench bench-formats matrix fuzz schema clean
 
 demo: .venv/demo.done  ## Export a real model for a Raspberry Pi 5, verify it, and label a photograph
 	$(BIN)/edgekit export -m zoo:efficientnet_lite0 -d raspberrypi5 --precision int8 -o out/demo --force
@@ -41,6 +43,12 @@ bench-formats: setup  ## Every format beside its toolchain's own recipe, into fo
 matrix: setup  ## Every architecture to every format, into export_matrix.json
 	$(BIN)/python tests/bench_matrix.py
 
+fuzz: setup  ## The C decoders under clang's fuzzer with its address and undefined-behaviour checks
+	mkdir -p build/fuzz/found
+	$(BIN)/python tests/fuzz/seeds.py build/fuzz/seeds
+	$(CLANG) -std=c11 -g -O1 -fsanitize=fuzzer,address,undefined -fno-sanitize-recover=all tests/fuzz/fuzz_native.c -o build/fuzz/fuzz_native
+	ASAN_OPTIONS=redzone=2048 build/fuzz/fuzz_native -max_total_time=$(FUZZ_SECONDS) -max_len=150000 -timeout=10 -artifact_prefix=build/fuzz/ build/fuzz/found build/fuzz/seeds
+
 schema: setup  ## Write the manifest's JSON Schema again after its types changed
 	$(BIN)/python -c "from edgekit.bundle import manifest_schema; print(manifest_schema(), end='')" > sdk/manifest.schema.json
 
@@ -60,7 +68,7 @@ schema: setup  ## Write the manifest's JSON Schema again after its types changed
 	$(PIP) --editable '.[onnx,zoo-efficientnet-lite0]'
 	touch $@
 
-.venv/setup.done: .venv/python.done pyproject.toml constraints.txt
+.venv/setup.done: .venv/python.done pyproject.toml constraints.txt sdk/formats/_native.c
 	$(PIP) --editable '.[dev]'
 	touch $@ .venv/demo.done
 

@@ -40,7 +40,7 @@ class Codec(Protocol):
     def encode(self, bits: Bits) -> Parts:
         """Code patterns of any shape with at least one weight. Raises `NoGain` for what the format should not hold."""
 
-    def decode(self, parts: Mapping[str, Array], shape: tuple[int, ...]) -> Bits:
+    def decode(self, parts: Mapping[str, Array], shape: tuple[int, ...], threads: int = 1) -> Bits:
         """The patterns, of this shape. Raises `CorruptWeights` for parts that `encode` cannot have made."""
 
 
@@ -72,10 +72,13 @@ def encode(bits: Bits, codec: str) -> Encoded:
     return coded
 
 
-def decode(encoded: Encoded) -> Bits:
-    """The very patterns that were encoded. Raises `CorruptWeights` when parts, shape or checksum do not fit."""
+def decode(encoded: Encoded, threads: int = 1) -> Bits:
+    """The very patterns that were encoded. Raises `CorruptWeights` when parts, shape or checksum do not fit.
+
+    `threads` work where the native decoder was built; NumPy uses one.
+    """
     module: Codec = registry.load(FORMATS, encoded.codec)
-    bits = module.decode(encoded.parts, encoded.shape)
+    bits = module.decode(encoded.parts, encoded.shape, threads)
     if (found := _crc32(bits)) != encoded.crc32:
         raise CorruptWeights(f"the decoded weights have crc32 {found:08x}, not the recorded {encoded.crc32:08x}")
     return bits

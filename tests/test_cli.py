@@ -216,6 +216,16 @@ def test_doctor_names_every_backend_and_how_to_get_it(capfd: pytest.CaptureFixtu
     assert all(f["state"] == "found" or f["fix"].startswith("pip install") for f in states.values())
 
 
+def test_doctor_says_how_lossless_weights_are_decoded(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert Said(capfd, "doctor", "--json").json["lossless_decoder"] == "native"
+    assert "decoded by native code" in Said(capfd, "doctor").out
+    monkeypatch.setattr("edgekit.formats._native_decoder.library", lambda: None)
+    assert Said(capfd, "doctor", "--json").json["lossless_decoder"] == "numpy"
+    assert "install a C compiler" in Said(capfd, "doctor").out
+
+
 def test_color_is_off_when_asked(bundle_copy: Path) -> None:
     result = subprocess.run([*EDGEKIT, "inspect", str(bundle_copy)], capture_output=True, text=True, check=True,
                             env={**os.environ, "FORCE_COLOR": "", "NO_COLOR": "1"})  # fmt: skip

@@ -13,7 +13,7 @@ THIRD_PARTY_EVERYWHERE = {"numpy", "msgspec"}
 
 # Each row may import the rows above it and itself, and the third-party packages it names.
 BASE = {"errors", "types", "registry", "profile", "processing", "parity", "measurement", "host", "session", "bundle",
-        "toolchains", "report", "quiet", "generation", "codec", "formats"}  # fmt: skip
+        "toolchains", "report", "quiet", "generation", "codec", "formats", "dfloat11"}  # fmt: skip
 RUN = {"inference", "decoding", "verification", "benchmark", "worker"}
 PIPELINE = {
     "model",

@@ -144,14 +144,21 @@ def devices(
 @given.verb("doctor", "edgekit doctor --json")
 def doctor(json: given.Json = False) -> int:
     """Say which backends are here, missing or of a wrong version, and how to get them."""
+    from edgekit.formats._native_decoder import library
     from edgekit.host import host_state
     from edgekit.toolchains import check_all
 
-    findings, host = check_all(), host_state()
+    findings, host, native = check_all(), host_state(), library() is not None
     if json:
-        show_json({"host": host, "toolchains": findings})
+        show_json({"host": host, "lossless_decoder": "native" if native else "numpy", "toolchains": findings})
         return 0
-    show_pairs([("host", f"{host.cpu or host.machine}, {host.cores} cores, {host.system}, Python {host.python}")])
+    slow = "NumPy, many times slower: install a C compiler, then edgekit again"
+    show_pairs(
+        [
+            ("host", f"{host.cpu or host.machine}, {host.cores} cores, {host.system}, Python {host.python}"),
+            ("lossless weights", f"decoded by {'native code' if native else slow}"),
+        ]
+    )
     say("")
     show_table(
         ["package", "state", "version", "wanted", "for", "fix"],

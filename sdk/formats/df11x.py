@@ -50,6 +50,7 @@ from numpy.typing import NDArray
 from edgekit.codec import Bits, Parts
 from edgekit.errors import CorruptWeights
 from edgekit.formats._huffman import canonical_codes, code_lengths, is_complete, lookup_table, put
+from edgekit.formats._native_decoder import fill, library
 from edgekit.formats._parts import CHUNK, check_names, check_offsets, check_part, chunks, count_weights, pattern_counts
 from edgekit.processing import Array
 
@@ -146,13 +147,21 @@ def check(parts: Mapping[str, Array], shape: tuple[int, ...]) -> None:
         raise CorruptWeights("'lane_off' leads out of its group")
 
 
-def decode(parts: Mapping[str, Array], shape: tuple[int, ...]) -> Bits:
+def decode(parts: Mapping[str, Array], shape: tuple[int, ...], threads: int = 1) -> Bits:
     """The patterns of these parts. Raises `CorruptWeights` for parts that cannot be a tensor of this shape."""
     check(parts, shape)
-    count = count_weights(shape)
+    out = np.empty(count_weights(shape), np.uint16)
+    if native := library():
+        fill(native.decode_df11x, out, [parts[name] for name in NAMES], len(parts["lane_off"]), 1, threads)
+    else:
+        unpack(parts, out)
+    return out.reshape(shape)
+
+
+def unpack(parts: Mapping[str, Array], out: Bits) -> None:
+    """Fill `out` `[n]` from parts that were checked. This defines what the native decoder does."""
     table, group_off = lookup_table(parts["lengths"], LIMIT), parts["group_off"].astype(np.int64)
-    out = np.empty(count, np.uint16)
-    for part in _group_slices(count):
+    for part in _group_slices(out.size):
         groups = slice(part.start // GROUP, -(-part.stop // GROUP))
         begin, end = group_off[groups.start], group_off[groups.stop]
         stream = parts["stream"][begin : end + 2].astype(np.uint64)
@@ -161,7 +170,6 @@ def decode(parts: Mapping[str, Array], shape: tuple[int, ...]) -> Bits:
         exponent = _unpack_groups(stream, edges, parts["lane_off"][groups], table, steps)[: part.stop - part.start]
         sm = parts["sm"][part].astype(np.uint16)
         out[part] = (sm & 0x80) << 8 | exponent.astype(np.uint16) << 7 | sm & 0x7F
-    return out.reshape(shape)
 
 
 def _unpack_groups(

@@ -50,6 +50,7 @@ from numpy.typing import NDArray
 
 from edgekit.codec import Bits, NoGain, Parts
 from edgekit.errors import CorruptWeights
+from edgekit.formats._native_decoder import fill, library
 from edgekit.formats._parts import CHUNK, check_names, check_offsets, check_part, chunks, count_weights, pattern_counts
 from edgekit.processing import Array
 
@@ -165,19 +166,27 @@ def check(parts: Mapping[str, Array], shape: tuple[int, ...]) -> None:
         raise CorruptWeights("the escapes are not in ascending order")
 
 
-def decode(parts: Mapping[str, Array], shape: tuple[int, ...]) -> Bits:
+def decode(parts: Mapping[str, Array], shape: tuple[int, ...], threads: int = 1) -> Bits:
     """The patterns of these parts. Raises `CorruptWeights` for parts that cannot be a tensor of this shape."""
     check(parts, shape)
-    rows, columns, padded = view(shape)
+    out = np.empty(view(shape)[:2], np.uint16)
+    if native := library():
+        fill(native.decode_df12, out, [parts[name] for name in NAMES], len(out), BLOCK, threads)
+    else:
+        unpack(parts, out)
+    return out.reshape(shape)
+
+
+def unpack(parts: Mapping[str, Array], out: Bits) -> None:
+    """Fill `out` `[N, K]` from parts that were checked. This defines what the native decoder does."""
+    rows, columns, padded = view(out.shape)
     hi, lo, palette = parts["hi"], parts["lo"], parts["pal"].astype(np.uint16) << np.uint16(8)
-    out = np.empty((rows, columns), np.uint16)
     for part in chunks(rows, max(1, CHUNK // padded)):
         out[part] = _unpack_rows(hi[part], lo[part], palette)[:, :columns]
     row, column = _escape_places(parts["esc_ptr"], parts["esc_pos"].astype(np.int64))
     if out[row, column].any():
         raise CorruptWeights("the matrix is not zero under an escape")
     out[row, column] = parts["esc_val"]
-    return out.reshape(shape)
 
 
 def _unpack_rows(hi: Array, lo: Array, palette: NDArray[np.uint16]) -> Bits:

@@ -1,0 +1,61 @@
+"""How long df11 takes to encode a layer, beside the dfloat11 package: `python tests/bench_df11_encoder.py`.
+
+One thread, the same weights, in turns. Writes the section `df11_encoder` of lossless_benchmarks.json, keeps the others.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import time
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from dfloat11_package import installed, package_encode_group
+from weights import exponent_entropy, layer
+
+from edgekit.formats import df11
+
+RESULTS = Path(__file__).parent / "lossless_benchmarks.json"
+WANTED = 50  # times the package's speed
+ROUNDS, OURS_IN_A_ROUND = 3, 5
+
+
+def df11_encoder() -> dict[str, Any]:
+    """Seconds and million weights a second of both, medians of rounds, and how many times faster ours is."""
+    weights = layer(2048, 4096)
+    found: dict[str, Any] = {"weights": weights.size, "exponent_entropy_bits": exponent_entropy(weights)}
+    if not installed():
+        return found | {"missing": "pip install --no-deps dfloat11==0.5.0 dahuffman==0.4.2"}
+    assert np.array_equal(df11.decode(package_encode_group([weights]), weights.shape), weights)
+    ours, package = [], []
+    for _ in range(ROUNDS):
+        package.append(seconds(lambda: package_encode_group([weights])))
+        ours += [seconds(lambda: df11.encode(weights)) for _ in range(OURS_IN_A_ROUND)]
+    taken = {"edgekit": statistics.median(ours), f"dfloat11 {version('dfloat11')}": statistics.median(package)}
+    return found | {
+        "seconds": taken,
+        "million_weights_per_s": {name: weights.size / s / 1e6 for name, s in taken.items()},
+        "times_faster": statistics.median(package) / statistics.median(ours),
+        "times_faster_wanted": WANTED,
+    }
+
+
+def seconds(call: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start
+
+
+def main() -> None:
+    results = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}
+    results["df11_encoder"] = df11_encoder()
+    RESULTS.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+    print(json.dumps(results["df11_encoder"], indent=2))
+
+
+if __name__ == "__main__":
+    main()
