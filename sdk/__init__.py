@@ -27,6 +27,9 @@ if TYPE_CHECKING:
     from edgekit.inference import answer as answer
     from edgekit.inference import open_session as open_session
     from edgekit.inference import prepare as prepare
+    from edgekit.lossless import compress_weights as compress_weights
+    from edgekit.lossless import decompress_weights as decompress_weights
+    from edgekit.lossless import verify_weights as verify_weights
     from edgekit.model import Loaded as Loaded
     from edgekit.pipeline import export as export
     from edgekit.planning import plan as plan
@@ -43,6 +46,8 @@ _HOME = {
     "answer": "inference",
     "compare": "benchmark",
     "compress": "compression",
+    "compress_weights": "lossless",
+    "decompress_weights": "lossless",
     "export": "pipeline",
     "find_device": "profile",
     "generate": "decoding",
@@ -52,6 +57,7 @@ _HOME = {
     "plan": "planning",
     "prepare": "inference",
     "verify": "verification",
+    "verify_weights": "lossless",
 }
 __all__ = ["__version__", *sorted(_HOME)]
 

@@ -277,14 +277,13 @@ def _check_file(root: Path, record: _FileRecord) -> None:
 
 def safe_relative(path: str, root: Path) -> PurePosixPath:
     """`path` if it stays inside the bundle on every system, else `BundleCorrupt`."""
-    pure = PurePosixPath(path)
-    if (
-        not path
-        or pure.is_absolute()
-        or ".." in pure.parts
-        or "\\" in path
-        or "\0" in path
-        or re.match("[A-Za-z]:", path)
-    ):
+    if not stays_inside(path):
         raise BundleCorrupt(f"'{root / MANIFEST}' names the file '{path}', which is not a path inside the bundle")
-    return pure
+    return PurePosixPath(path)
+
+
+def stays_inside(path: str) -> bool:
+    """Whether a path with forward slashes names something below the folder it is joined to, on every system."""
+    pure = PurePosixPath(path)
+    foreign = "\\" in path or "\0" in path or re.match("[A-Za-z]:", path)
+    return bool(path) and not pure.is_absolute() and ".." not in pure.parts and not foreign

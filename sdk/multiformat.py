@@ -14,9 +14,10 @@ from edgekit.bundle import MANIFEST, Bundle
 from edgekit.compression import Progress, silent
 from edgekit.drafting import DEFAULTS, ExportOptions
 from edgekit.errors import EdgekitError, InvalidInput, OutputExists, unknown_name
+from edgekit.folder import check_free
 from edgekit.measurement import Measurement
 from edgekit.model import Model
-from edgekit.pipeline import check_free, export
+from edgekit.pipeline import export
 from edgekit.planning import EXPORTERS, known_precision, split_option
 from edgekit.profile import DeviceProfile, find_device
 from edgekit.report import Failure, Report, row
@@ -81,7 +82,7 @@ def check_folder(out: Path, formats: Sequence[str], force: bool) -> None:
     if (out / MANIFEST).exists():
         raise OutputExists(f"'{out}' is a bundle; several formats make one in each folder under -o: choose another -o")
     for name in formats:
-        check_free(out / name, force)
+        check_free(out / name, force, MANIFEST)
 
 
 def _options_by_format(formats: Sequence[str], given: Sequence[str]) -> dict[str, tuple[str, ...]]:

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
-import errno
 import os
-import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import msgspec
@@ -35,8 +31,9 @@ from edgekit.compression import Progress, silent
 from edgekit.dataset import RANDOM_SAMPLES, random_samples
 from edgekit.divergence import first_divergent, module_errors, worst
 from edgekit.drafting import DEFAULTS, Draft, ExportOptions, draft
-from edgekit.errors import DelegationMissed, EdgekitError, InvalidInput, OutputExists, ParityFailed, UnsupportedModel
+from edgekit.errors import DelegationMissed, EdgekitError, ParityFailed, UnsupportedModel
 from edgekit.exporting import Exported, Exporter, ExportJob
+from edgekit.folder import building, check_free
 from edgekit.generation import Generation
 from edgekit.golden import golden_run
 from edgekit.graph import module_path, op_nodes, source_line
@@ -50,6 +47,7 @@ from edgekit.profile import DeviceProfile
 from edgekit.report import fallback_text
 from edgekit.source import load
 from edgekit.speedup import against_float
+from edgekit.toolchains import versions
 from edgekit.types import TensorSpec, Value
 from edgekit.verification import References, judge, make_references
 
@@ -72,13 +70,13 @@ def export(
     asked to keep it with `parity.ok = false` in its manifest.
     """
     folder = Path(os.path.abspath(out))
-    check_free(folder, options.force)
+    check_free(folder, options.force, MANIFEST)
     if isinstance(model, str):
         progress(f"load {model}")
         model = load(model)
     made = draft(model, device, options, progress)
     room = 3 * made.forecast.artifact_bytes + model.weight_bytes  # the artifact in the making, and the job that crosses
-    with _building(folder, room, options.force) as partial:
+    with building(folder, room, options.force) as partial:
         _build(model, made, partial, options, progress)
     return Bundle.open(out)
 
@@ -220,7 +218,7 @@ def _manifest(
         changes=made.compressed.changes,
         delegation=exported.delegation,
         warnings=_warnings(made, references),
-        tool_versions=_versions(("edgekit", "numpy", *exporter.DISTRIBUTIONS)),
+        tool_versions=versions(("edgekit", "numpy", *exporter.DISTRIBUTIONS)),
         created_utc=datetime.now(UTC).isoformat(timespec="seconds"),
     )
 
@@ -271,46 +269,3 @@ def _parity_message(manifest: Manifest, parity: Parity) -> str:
         f"{'; '.join(parity.misses)}.{where} Take another --precision, give more like the real inputs with "
         "--calibration, lower the gate with --min-sqnr-db or --min-cosine, or keep the bundle as it is with --force"
     )
-
-
-def _versions(distributions: tuple[str, ...]) -> dict[str, str]:
-    found = {}
-    for name in distributions:
-        with contextlib.suppress(PackageNotFoundError):
-            found[name] = version(name)
-    return found
-
-
-def check_free(folder: Path, force: bool) -> None:
-    """Raise `OutputExists` unless `folder` may be made, or replaced when `force` says so."""
-    if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
-        raise OutputExists(f"'{folder}' is a file or a link, which is never replaced: choose another -o")
-    if folder.exists() and not force:
-        raise OutputExists(f"'{folder}' is there already: choose another -o, or replace it with --force")
-    if folder.exists() and not (folder / MANIFEST).is_file() and any(folder.iterdir()):
-        raise OutputExists(f"'{folder}' is not a bundle, so --force will not replace it: choose another -o")
-
-
-@contextlib.contextmanager
-def _building(folder: Path, need: int, force: bool) -> Iterator[Path]:
-    """A folder beside the target that takes its place when all went well, and goes when not."""
-    partial = folder.with_name(f"{folder.name}.{os.getpid()}.partial")  # no user's folder, and no parallel run's
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        free = shutil.disk_usage(folder.parent).free
-        if free < need:
-            raise InvalidInput(
-                f"the export needs about {need / 1e6:.0f} MB beside '{folder}' and {free / 1e6:.0f} MB are free: "
-                "make room or choose another -o"
-            )
-        partial.mkdir()
-        yield partial
-        if force and folder.exists():
-            shutil.rmtree(folder)
-        partial.rename(folder)
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise InvalidInput(f"the disk is full, and nothing was left at '{folder}': make room there") from error
-        raise EdgekitError(f"cannot write '{folder}': {error.strerror or error}") from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)

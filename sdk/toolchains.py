@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
@@ -101,6 +102,15 @@ def check(toolchain: Toolchain) -> Finding:
     if _key(toolchain.minimum) <= _key(found) and (not toolchain.below or _key(found) < _key(toolchain.below)):
         return finding("found", found, None)
     return finding("wrong version", found, f"pip install '{toolchain.package}{wanted}'")
+
+
+def versions(distributions: Sequence[str]) -> dict[str, str]:
+    """The installed versions of these distributions; those that are not there are left out."""
+    found = {}
+    for name in distributions:
+        with contextlib.suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
 
 
 def _key(text: str) -> tuple[int, ...]:

@@ -1,16 +1,11 @@
-"""How long df11 takes to encode a layer, beside the dfloat11 package: `python tests/bench_df11_encoder.py`.
-
-One thread, the same weights, in turns. Writes the section `df11_encoder` of lossless_benchmarks.json, keeps the others.
-"""
+"""How long df11 takes to encode a layer, beside the dfloat11 package: one thread, the same weights, in turns."""
 
 from __future__ import annotations
 
-import json
 import statistics
 import time
 from collections.abc import Callable
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,7 +14,6 @@ from weights import exponent_entropy, layer
 
 from edgekit.formats import df11
 
-RESULTS = Path(__file__).parent / "lossless_benchmarks.json"
 WANTED = 50  # times the package's speed
 ROUNDS, OURS_IN_A_ROUND = 3, 5
 
@@ -48,14 +42,3 @@ def seconds(call: Callable[[], object]) -> float:
     start = time.perf_counter()
     call()
     return time.perf_counter() - start
-
-
-def main() -> None:
-    results = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}
-    results["df11_encoder"] = df11_encoder()
-    RESULTS.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
-    print(json.dumps(results["df11_encoder"], indent=2))
-
-
-if __name__ == "__main__":
-    main()

@@ -18,6 +18,7 @@ from typing import Any
 
 import msgspec
 import numpy as np
+from bench_df11_encoder import df11_encoder
 from weights import Bits, exponent_entropy, layer
 
 from edgekit import registry
@@ -82,7 +83,7 @@ def zipnn(weights: Bits) -> tuple[Callable[[], Any], dict[str, Any]]:
     }
 
 
-SECTIONS = {"cpu_decode": cpu_decode}
+SECTIONS = {"cpu_decode": cpu_decode, "df11_encoder": df11_encoder}
 
 
 def main() -> None:

@@ -13,14 +13,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from safetensors.torch import save_file
 
 from edgekit.bundle import Bundle
 from edgekit.cli.app import app, run
 from edgekit.dataset import photo_bytes
 
 MODELS = Path(__file__).parent / "models.py"
-VERBS = ("export", "plan", "analyze", "verify", "run", "profile", "compare", "inspect", "list", "devices", "doctor")
+VERBS = ("export", "plan", "analyze", "compress", "decompress", "verify", "run", "profile", "compare", "inspect",
+         "list", "devices", "doctor")  # fmt: skip
 EDGEKIT = [sys.executable, "-P", "-c", "from edgekit.cli import main; main()"]
 
 
@@ -204,7 +207,7 @@ def test_inspect_and_the_lists_read_without_loading_anything(
 ) -> None:
     assert Said(capfd, "inspect", bundle_copy, "--json").json["schema_version"] == 1
     assert "pixels: float32[1, 3, 32, 32]" in Said(capfd, "inspect", bundle_copy).out
-    assert set(Said(capfd, "list", "--json").json) == {"exporters", "runtimes", "passes", "sources", "zoo"}
+    assert set(Said(capfd, "list", "--json").json) == {"exporters", "runtimes", "passes", "sources", "zoo", "formats"}
     assert "Did you mean 'exporters'" in Said(capfd, "list", "exporter").err
     assert "raspberrypi5" in {device["id"] for device in Said(capfd, "devices", "--json").json}
     assert "vendor" in Said(capfd, "devices", "bcm2712").out
@@ -246,6 +249,99 @@ def test_interrupting_an_export_leaves_nothing(stop: signal.Signals, tmp_path: P
     assert process.wait(timeout=60) == 130, rest
     assert "interrupted" in rest
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture
+def weights_file(tmp_path: Path) -> Path:
+    """bf16 weights of realistic spread, a twin of them, and what does not gain."""
+    path = tmp_path / "model" / "model.safetensors"
+    path.parent.mkdir()
+    one = (0.02 * torch.randn(256, 512, generator=torch.Generator().manual_seed(0))).to(torch.bfloat16)
+    save_file({"a": one, "b": one.clone(), "c": torch.ones(9), "d": torch.ones(5, dtype=torch.bfloat16)}, path)
+    return path
+
+
+def test_compress_prints_what_each_codec_saved_and_why_some_stay_raw(
+    weights_file: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    said = Said(capfd, "compress", "-m", weights_file.parent, "-o", out)
+    assert said.code == 0
+    table = {line.split("  ")[0]: line.split() for line in said.out.splitlines()}
+    assert table["df11x"][1] == table["tied"][1] == "1"
+    assert float(table["df11x"][4]) < 10.95
+    assert "raw: 1 tensor, 0.00 MB: F32: only BF16 is coded" in said.out
+    assert "all 4 tensors were decoded" in said.out
+    assert f"edgekit verify {out}" in said.out.replace("\n", "")
+    assert "compress: 0 % of 0.5 MB" in said.err or "compress: 49 % of 0.5 MB" in said.err
+
+
+def test_compress_verify_and_decompress_as_json(
+    weights_file: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    out, back = tmp_path / "out", tmp_path / "back"
+    made = Said(capfd, "compress", "-m", weights_file, "--codec", "df12", "-o", out, "--json", "-q")
+    assert (made.code, made.err) == (0, "")
+    assert {row["codec"]: row["tensors"] for row in made.json["by_codec"]} == {"df12": 1, "tied": 1, "raw": 2}
+    assert made.json["bytes_after"] < 0.4 * made.json["bytes_before"]
+    assert Said(capfd, "verify", out, "--json", "-q").json == made.json
+    [file] = Said(capfd, "decompress", "-m", out, "-o", back, "--json", "-q").json
+    assert file["path"] == "model.safetensors"
+    assert (back / "model.safetensors").read_bytes() == weights_file.read_bytes()
+
+
+def test_verify_names_the_tensor_whose_bits_are_off(
+    weights_file: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    assert Said(capfd, "compress", "-m", weights_file, "-o", out, "-q").code == 0
+    assert "ok  4 tensors decode to the bits of the source" in Said(capfd, "verify", out).out
+    assert "there is no gate to move" in Said(capfd, "verify", out, "--min-cosine", "0.9").err
+    stored = bytearray((out / "model.safetensors").read_bytes())
+    stored[len(stored) // 2] ^= 1
+    (out / "model.safetensors").write_bytes(stored)
+    said = Said(capfd, "verify", out, "-q")
+    assert said.code == 2
+    assert "tensor 'a' of" in said.err
+    assert said.err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["compress", "-m", "nothing"], "is no folder and no .safetensors file"),
+        (["compress", "-m", "MODEL", "--codec", "df13"], "Did you mean 'df12'?"),
+        (["decompress", "-m", "MODEL"], "has no lossless.json"),
+    ],
+)
+def test_bad_input_to_compress_and_decompress_gets_one_sentence(
+    arguments: list[str], message: str, weights_file: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    given = [str(weights_file.parent) if word == "MODEL" else word for word in arguments]
+    said = Said(capfd, *given, "-o", tmp_path / "out", "-q")
+    assert said.code == 2
+    assert said.err.startswith("error: ")
+    assert message in said.err
+    assert said.err.count("\n") == 1
+
+
+@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_compress_says_how_to_go_on_and_does(
+    stop: signal.Signals, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    rows = torch.randn(32, 512, 512, generator=torch.Generator().manual_seed(0)).to(torch.bfloat16)
+    save_file({f"w{i:02}": row.clone() for i, row in enumerate(rows)}, tmp_path / "m.safetensors")
+    given = ["compress", "-m", str(tmp_path / "m.safetensors"), "-o", str(tmp_path / "out")]
+    process = subprocess.Popen([*EDGEKIT, *given], stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    process.stderr.readline()
+    process.send_signal(stop)
+    rest = process.stderr.read()
+    assert process.wait(timeout=60) == 130, rest
+    assert "the same command goes on where this one stopped" in rest
+    assert not (tmp_path / "out").exists()
+    assert Said(capfd, *given, "-q").code == 0
+    assert {path.name for path in tmp_path.iterdir()} == {"m.safetensors", "out"}
 
 
 @pytest.mark.slow

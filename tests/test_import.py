@@ -21,7 +21,9 @@ def test_importing_edgekit_brings_in_no_backend_and_not_even_numpy() -> None:
     assert not {*WORKSTATION_ONLY, "onnxruntime", "numpy", "typer", "PIL"} & loaded_after("import edgekit")
 
 
-@pytest.mark.parametrize("name", ["verify", "open_session", "measure", "compare", "Bundle", "prepare", "find_device"])
+@pytest.mark.parametrize(
+    "name", ["verify", "open_session", "measure", "compare", "Bundle", "prepare", "find_device", "verify_weights"]
+)
 def test_names_of_the_runtime_half_bring_in_no_torch(name: str) -> None:
     assert not {*WORKSTATION_ONLY, "onnxruntime"} & loaded_after(f"import edgekit; edgekit.{name}")
 

@@ -13,8 +13,10 @@ THIRD_PARTY_EVERYWHERE = {"numpy", "msgspec"}
 
 # Each row may import the rows above it and itself, and the third-party packages it names.
 BASE = {"errors", "types", "registry", "profile", "processing", "parity", "measurement", "host", "session", "bundle",
-        "toolchains", "report", "quiet", "generation", "codec", "formats", "dfloat11"}  # fmt: skip
-RUN = {"inference", "decoding", "verification", "benchmark", "worker"}
+        "toolchains", "report", "quiet", "generation", "folder", "journal", "codec", "formats", "dfloat11",
+        "tensorfile"}  # fmt: skip
+RUN = {"inference", "decoding", "verification", "benchmark", "worker", "lossless", "lossless_folder",
+       "lossless_groups", "lossless_writer"}  # fmt: skip
 PIPELINE = {
     "model",
     "source",
@@ -32,6 +34,7 @@ PIPELINE = {
     "isolation",
     "decoder",
     "golden",
+    "dfloat11_folder",
 }
 TOP = {"divergence", "drafting", "pipeline", "preflight", "repro", "bench", "speedup", "multiformat", "cli", ""}
 ROWS = (

@@ -144,7 +144,7 @@ def test_an_existing_output_is_refused_before_the_model_is_loaded(tmp_path: Path
 
 def test_force_never_replaces_a_folder_that_is_no_bundle(tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("years of work")
-    with pytest.raises(OutputExists, match="not a bundle"):
+    with pytest.raises(OutputExists, match=r"holds no manifest\.json"):
         export(f"{MODELS}:mlp", "raspberrypi5", tmp_path, options(force=True))
     assert (tmp_path / "thesis.txt").exists()
 

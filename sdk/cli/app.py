@@ -8,7 +8,7 @@ import traceback
 
 import typer
 
-from edgekit.cli import analyze, bench, export, inspect, measure, run_input
+from edgekit.cli import analyze, bench, export, inspect, lossless, measure, run_input
 from edgekit.errors import EdgekitError, InvalidInput
 from edgekit.toolchains import torch_missing
 
@@ -26,6 +26,8 @@ for verb in (
     export.export,
     export.plan,
     analyze.analyze,
+    lossless.compress,
+    lossless.decompress,
     inspect.verify,
     run_input.run,
     measure.profile,
@@ -64,7 +66,7 @@ def run(arguments: list[str]) -> int:
         said = f"unexpected {type(error).__name__}: {error}. Run again with --debug for the traceback, and report it"
         return _fail(EdgekitError(said), 2, "--json" in arguments)
     if code == INTERRUPTED:
-        print("interrupted: nothing half-written was left", file=sys.stderr)
+        print("interrupted: nothing half-written has the output's name", file=sys.stderr)
     return code
 
 

@@ -63,7 +63,9 @@ def export(
     leaves nothing behind. With several formats, or `--format all`, each makes a bundle in a folder of its own under -o.
     """
     from edgekit import pipeline
+    from edgekit.bundle import MANIFEST
     from edgekit.drafting import ExportOptions, draft
+    from edgekit.folder import check_free
     from edgekit.multiformat import check_folder, choose_formats, export_formats
     from edgekit.report import cells, report
     from edgekit.source import load
@@ -92,7 +94,7 @@ def export(
         if several:
             check_folder(output, several, force)
         elif not dry_run:
-            pipeline.check_free(output, force)
+            check_free(output, force, MANIFEST)
         step(f"load {model}")
         loaded = load(
             model, inputs=input or (), dynamic=dynamic or (), context=context, trust_remote_code=trust_remote_code

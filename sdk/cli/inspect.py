@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from edgekit.cli import options as given
+from edgekit.cli.lossless import verify_lossless
 from edgekit.cli.output import say, show_json, show_pairs, show_table
-from edgekit.errors import unknown_name
+from edgekit.errors import InvalidInput, unknown_name
 
 if TYPE_CHECKING:
     from edgekit.profile import DeviceProfile
@@ -20,6 +21,7 @@ PLUGINS = {
     "passes": "edgekit.passes",
     "sources": "edgekit.sources",
     "zoo": "edgekit.zoo",
+    "formats": "edgekit.formats",
 }
 
 
@@ -30,14 +32,23 @@ def verify(
     min_sqnr_db: given.MinSqnr = None,
     threads: given.Threads = 1,
     json: given.Json = False,
+    quiet: given.Quiet = False,
 ) -> int:
-    """Check every file of a bundle, run its golden samples here, and compare with PyTorch's answers. Needs no torch."""
+    """Check every file of a bundle, run its golden samples here, and compare with PyTorch's answers. Needs no torch.
+
+    Of a folder that `edgekit compress` wrote, decode every tensor and compare it with the source's sha256.
+    """
     from edgekit.bundle import Bundle
+    from edgekit.lossless_folder import MANIFEST as LOSSLESS
     from edgekit.parity import with_gates
     from edgekit.report import parity_text
     from edgekit.verification import stored_tolerance
     from edgekit.verification import verify as verify_bundle
 
+    if (bundle / LOSSLESS).is_file():
+        if min_cosine is not None or min_sqnr_db is not None:
+            raise InvalidInput(f"'{bundle}' holds lossless weights: every bit counts, and there is no gate to move")
+        return verify_lossless(bundle, json, quiet)
     found = Bundle.open(bundle)
     tolerance = with_gates(stored_tolerance(found), min_cosine, min_sqnr_db)
     parity = verify_bundle(found, tolerance=tolerance, threads=threads)
@@ -93,7 +104,7 @@ def inspect(bundle: given.BundlePath, json: given.Json = False) -> int:
 @given.verb("list", "edgekit list exporters")
 def list_plugins(
     kind: Annotated[
-        str | None, typer.Argument(help="exporters, runtimes, passes, sources or zoo; all when left out.")
+        str | None, typer.Argument(help="exporters, runtimes, passes, sources, zoo or formats; all when left out.")
     ] = None,
     json: given.Json = False,
 ) -> int:

@@ -52,14 +52,13 @@ def write_stream(
     for piece in chunks(exponent.size, PIECE):
         code, levels = _strings(exponent[piece], *tables)
         starts = np.cumsum(np.append(end, levels[-1]))
-        chunk = starts // CHUNK_BITS
-        crossing = np.flatnonzero(chunk[1:] != chunk[:-1])  # strings that reach the next chunk; none is longer than one
-        _put(words, code, levels[-1], starts, crossing)
-        chunk = chunk[crossing + 1]
-        gap, weight = _first_codes(exponent[piece], lengths, levels, crossing, chunk * CHUNK_BITS - starts[crossing])
-        gaps[chunk] = gap
-        heads = chunk % BLOCK == 0
-        positions[chunk[heads] // BLOCK] = piece.start + weight[heads]
+        crossing = np.flatnonzero(np.diff(starts // CHUNK_BITS))  # one string for each chunk that begins
+        entered = np.arange(crossing.size) + end // CHUNK_BITS + 1
+        _put(words[end // CHUNK_BITS :], code, levels[-1], starts, crossing)
+        gap, weight = _first_codes(exponent[piece], lengths, levels, crossing, entered * CHUNK_BITS - starts[crossing])
+        gaps[entered] = gap
+        heads = entered % BLOCK == 0
+        positions[entered[heads] // BLOCK] = piece.start + weight[heads]
         end = int(starts[-1])
     return words.astype(">u8").view(np.uint8)[: -(-total // 8)].copy(), gaps[:-1], positions
 
@@ -84,10 +83,10 @@ def _put(words: Words, code: Words, length: Bytes, starts: Ints, crossing: Ints)
     """OR strings that follow one another into words; `crossing` are those that reach the next word."""
     offset = starts[:-1].view(np.uint64) & np.uint64(CHUNK_BITS - 1)
     left = code << (np.uint64(CHUNK_BITS) - length)
-    heads = np.append(0, crossing + 1)[: np.searchsorted(crossing, code.size - 1) + 1]
-    words[starts[heads] // CHUNK_BITS] |= np.bitwise_or.reduceat(left >> offset, heads)
-    over = left[crossing] << np.uint64(1) << (np.uint64(CHUNK_BITS - 1) - offset[crossing])
-    words[starts[crossing] // CHUNK_BITS + 1] |= over
+    heads = np.append(0, crossing + 1)  # the first string of each word
+    heads = heads[: np.searchsorted(heads, code.size)]
+    words[: heads.size] |= np.bitwise_or.reduceat(left >> offset, heads)
+    words[1 : crossing.size + 1] |= left[crossing] << np.uint64(1) << (np.uint64(CHUNK_BITS - 1) - offset[crossing])
 
 
 def _first_codes(exponent: Bytes, lengths: Bytes, levels: list[Bytes], string: Ints, ahead: Ints) -> tuple[Ints, Ints]:

@@ -46,8 +46,8 @@ def encode(bits: Bits) -> Parts:
     return encode_group([bits])
 
 
-def decode(parts: Mapping[str, Array], shape: tuple[int, ...]) -> Bits:
-    """The patterns of a group of one tensor, of this shape. Raises `CorruptWeights`."""
+def decode(parts: Mapping[str, Array], shape: tuple[int, ...], threads: int = 1) -> Bits:
+    """The patterns of a group of one tensor, of this shape. Raises `CorruptWeights`. NumPy works on one thread."""
     return decode_group(parts, [shape])[0]
 
 
