@@ -344,7 +344,7 @@ def linear(x: torch.Tensor, weights: Sequence[torch.Tensor], rows: int, bias: to
         else:
             _gemm[(programs, parts)](*given, lines, rows, columns, steps, BIAS=adds and parts == 1,
                                      INTERPRETED=triton.knobs.runtime.interpret, **shared,
-                                     num_warps=4, num_stages=1)  # fmt: skip
+                                     num_warps=8, num_stages=1)  # fmt: skip
         if parts > 1:
             total = torch.empty((padded_lines, rows), dtype=torch.bfloat16, device=x.device)
             _sum_parts[(-(-total.numel() // 1024),)](

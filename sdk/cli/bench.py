@@ -43,3 +43,26 @@ def export_matrix(
                 + f" ({cell.upstream})" * bool(cell.upstream)
             )
     return 0
+
+
+@app.command("kernels", epilog="Example:  edgekit bench kernels --suite lossless --json")
+def kernels(
+    suite: Annotated[str, typer.Option("--suite", help="Which kernels: lossless.")] = "lossless",
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Write the timings here as JSON too.")] = None,
+    json: given.Json = False,
+    quiet: given.Quiet = False,
+) -> int:
+    """Time GPU kernels beside dense products and beside the bound of bytes or instructions."""
+    from edgekit.bench import kernels as bench
+
+    with progress(quiet) as step:
+        found = bench.run(suite, step)
+    if output:
+        output.write_text(found.to_json() + "\n", encoding="utf-8")
+    if json:
+        show_json(found)
+        return 0
+    show_table(*bench.table(found))
+    say(f"{found.device}, copies at {found.copy_bytes_per_s / 1e12:.2f} TB/s; " +
+        ", ".join(f"{name} {bits:.2f} bits a weight" for name, bits in found.bits_per_weight.items()))  # fmt: skip
+    return 0

@@ -1,0 +1,148 @@
+"""How fast the GPU kernels are, beside dense products and beside what the machine could do: `edgekit bench kernels`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgekit.compression import Progress, silent
+from edgekit.errors import InvalidInput
+from edgekit.types import Value
+
+SHAPES = ((14336, 4096), (4096, 14336), (28672, 8192), (4096, 4096))  # of layers in models of 7 to 70 B weights
+MAIN = SHAPES[0]
+SPREAD = 0.25  # of the logarithm of a row's or column's scale: 2.67 bits of exponent, as in trained layers
+LANES = 128  # instructions that a multiprocessor starts in a cycle
+# SASS instructions a weight for sm_90, counted in the kernels' main loops.
+INSTRUCTIONS = {"df11 decode": 30.1, "df11x decode": 20.9, "df12 decode": 3.4, "df12 product": 3.8}
+
+
+class Timing(Value, frozen=True, kw_only=True):
+    """One kernel on one matrix, its inputs from memory, under a CUDA graph."""
+
+    kernel: str
+    rows: int
+    columns: int
+    lines: int = 0  # of x; 0 for a decode
+    seconds: float
+    moved_bytes: int  # read and written at least
+    bound: str  # "bytes" or "instructions", whichever takes longer at best
+    bound_seconds: float
+
+    @property
+    def dense_bytes_per_s(self) -> float:
+        """bf16 bytes of the matrix over the time."""
+        return 2 * self.rows * self.columns / self.seconds
+
+
+class KernelBench(Value, frozen=True, kw_only=True):
+    """All timings of a suite on one device."""
+
+    suite: str
+    device: str
+    versions: dict[str, str]
+    copy_bytes_per_s: float  # read and written, by a plain copy in the same run
+    bits_per_weight: dict[str, float]  # by codec, at the first shape
+    timings: tuple[Timing, ...]
+
+
+def run(suite: str = "lossless", progress: Progress = silent) -> KernelBench:
+    """Time every kernel of a suite. Raises `InvalidInput` without a CUDA device and for suites that are not there."""
+    import torch
+
+    if suite != "lossless":
+        raise InvalidInput(f"there is no suite '{suite}' of kernels: lossless is the one there is")
+    if not torch.cuda.is_available():
+        raise InvalidInput("torch sees no CUDA device, and only there kernels have a speed")
+    import triton
+
+    from edgekit.codec import Encoded, bits_per_weight, encode
+
+    copied = _copy_speed()
+    coded: dict[str, Encoded] = {name: encode(layer(*MAIN), name) for name in ("df11", "df11x", "df12")}
+    timings = tuple(_timings(coded, copied, progress))
+    return KernelBench(
+        suite=suite,
+        device=torch.cuda.get_device_name(),
+        versions={"torch": str(torch.__version__), "triton": triton.__version__},
+        copy_bytes_per_s=copied,
+        bits_per_weight={name: bits_per_weight(found) for name, found in coded.items()},
+        timings=timings,
+    )
+
+
+def layer(rows: int, columns: int, seed: int = 0) -> NDArray[np.uint16]:
+    """bf16 patterns as a trained layer has them: bells whose width differs by row and by column."""
+    rng = np.random.default_rng(seed)
+    scale = np.exp(rng.normal(0, SPREAD, (rows, 1))) * np.exp(rng.normal(0, SPREAD, (1, columns)))
+    values = (0.02 * scale * rng.standard_normal((rows, columns))).astype(np.float32)
+    return (values.view(np.uint32) >> 16).astype(np.uint16)
+
+
+def _timings(coded: dict[str, Any], copied: float, progress: Progress) -> Iterator[Timing]:
+    from edgekit.kernels.df11 import bench as df11
+    from edgekit.kernels.df11x import bench as df11x
+    from edgekit.kernels.df12 import bench as df12
+
+    def timed(kernel: str, shape: tuple[int, int], lines: int, seconds: float, moved: int) -> Timing:
+        progress(f"{kernel} {shape[0]}x{shape[1]}" + f", {lines} rows of x" * bool(lines))
+        needed = {"bytes": moved / copied, "instructions": _instruction_seconds(kernel, shape)}
+        bound = max(needed, key=lambda kind: needed[kind])
+        return Timing(kernel=kernel, rows=shape[0], columns=shape[1], lines=lines, seconds=seconds, moved_bytes=moved,
+                      bound=bound, bound_seconds=needed[bound])  # fmt: skip
+
+    main, dense = layer(*MAIN), 2 * MAIN[0] * MAIN[1]
+    decoders: dict[str, Callable[[Any], float]] = {
+        "df11": df11.decode_seconds, "df11x": df11x.decode_seconds, "df12": df12.decode_seconds,
+    }  # fmt: skip
+    for name, seconds in decoders.items():
+        stored = sum(part.nbytes for part in coded[name].parts.values())
+        yield timed(f"{name} decode", MAIN, 0, seconds(main), stored + dense)
+    for shape in SHAPES:
+        bits = layer(*shape)
+        dense, stored = 2 * bits.size, df12.coded_bytes(bits)
+        for lines in (1, 2, 4, 8, 16, 64) if shape == MAIN else (1,):
+            yield timed("cuBLAS bf16 product", shape, lines, df12.dense_seconds(bits, lines), dense)
+            if lines == 1:
+                yield timed("Triton bf16 product", shape, 1, df12.dense_gemv_seconds(bits), dense)
+            yield timed("df12 product", shape, lines, df12.linear_seconds(bits, lines), stored)
+
+
+def _instruction_seconds(kernel: str, shape: tuple[int, int]) -> float:
+    """The least time in which all multiprocessors start a kernel's instructions; 0 where they are not counted."""
+    import triton
+
+    found = triton.runtime.driver.active.utils.get_device_properties(0)
+    cycles = INSTRUCTIONS.get(kernel, 0.0) * shape[0] * shape[1] / (LANES * found["multiprocessor_count"])
+    return float(cycles / (1e3 * found["sm_clock_rate"]))
+
+
+def _copy_speed() -> float:
+    """Bytes read and written a second by a copy of 512 MB."""
+    import torch
+
+    from edgekit.kernels._timing import seconds_per_call
+
+    source, target = (torch.empty(1 << 29, dtype=torch.uint8, device="cuda") for _ in range(2))
+    return 2 * source.nbytes / seconds_per_call([lambda: target.copy_(source)])
+
+
+def table(found: KernelBench) -> tuple[list[str], list[list[str]]]:
+    """Column names and rows."""
+    columns = ["kernel", "matrix", "rows of x", "us", "bf16 TB/s", "bound", "of it"]
+    rows = [
+        [
+            timing.kernel,
+            f"{timing.rows}x{timing.columns}",
+            str(timing.lines or "-"),
+            f"{1e6 * timing.seconds:.1f}",
+            f"{timing.dense_bytes_per_s / 1e12:.2f}",
+            f"{timing.bound}, {1e6 * timing.bound_seconds:.1f} us",
+            f"{100 * timing.bound_seconds / timing.seconds:.0f} %",
+        ]
+        for timing in found.timings
+    ]
+    return columns, rows
