@@ -9,6 +9,7 @@ import torch
 
 DISTINCT_BYTES = 250e6  # of inputs, five times the L2 of an H200
 LEAST_CALLS = 24
+LANES = 128  # threads whose instructions a multiprocessor starts in a cycle
 
 
 def copies(size: int) -> int:
@@ -16,10 +17,10 @@ def copies(size: int) -> int:
     return max(2, -int(-DISTINCT_BYTES // size))
 
 
-def seconds_per_call(calls: Sequence[Callable[[], object]], repeats: int = 30) -> float:
+def seconds_per_call(calls: Sequence[Callable[[], object]], repeats: int = 30, least_calls: int = LEAST_CALLS) -> float:
     """The median of `repeats` replays of one graph of all calls in turns, for one call.
 
-    A graph has `LEAST_CALLS` or more, so that its own start, some microseconds, is not counted as theirs.
+    A graph has `least_calls` or more, so that its own start, some microseconds, is not counted as theirs.
     """
     side = torch.cuda.Stream()
     with torch.cuda.stream(side):  # compile and allocate before the capture
@@ -27,7 +28,7 @@ def seconds_per_call(calls: Sequence[Callable[[], object]], repeats: int = 30) -
             call()
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
-    rounds = -(-LEAST_CALLS // len(calls))
+    rounds = -(-least_calls // len(calls))
     with torch.cuda.graph(graph):
         for _ in range(rounds):
             for call in calls:
@@ -42,3 +43,17 @@ def seconds_per_call(calls: Sequence[Callable[[], object]], repeats: int = 30) -
         end.synchronize()
         times.append(begin.elapsed_time(end))
     return statistics.median(times) / 1e3 / (rounds * len(calls))
+
+
+def copy_bytes_per_s() -> float:
+    """Bytes read and written a second by a plain copy of 512 MB: what memory gives at best."""
+    source, target = (torch.empty(1 << 29, dtype=torch.uint8, device="cuda") for _ in range(2))
+    return 2 * source.nbytes / seconds_per_call([lambda: target.copy_(source)])
+
+
+def instructions_per_s() -> float:
+    """Instructions of single threads that all multiprocessors start a second, at the highest clock."""
+    import triton
+
+    found = triton.runtime.driver.active.utils.get_device_properties(torch.cuda.current_device())
+    return float(LANES * found["multiprocessor_count"] * 1e3 * found["sm_clock_rate"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -50,3 +51,16 @@ def test_chat_answers_line_by_line(tmp_path: Path) -> None:
     result = subprocess.run(talk, input="hello\nand again\n", capture_output=True, text=True, check=True)
     assert result.stdout.count("> ") >= 3
     assert len(result.stdout) > 20
+
+
+def test_lossless_gives_the_same_logits(tmp_path: Path) -> None:
+    pytest.importorskip("transformers", reason="transformers is not installed")
+    pytest.importorskip("triton", reason="triton is not installed")
+    from language_models import causal_model
+
+    model = causal_model("Llama", num_hidden_layers=1, hidden_size=256, intermediate_size=512)
+    model.bfloat16().save_pretrained(tmp_path / "model")
+    run = [sys.executable, "-P", str(SAMPLES / "lossless.py"), str(tmp_path / "model"), str(tmp_path / "out")]
+    result = subprocess.run(run, capture_output=True, text=True, check=True)
+    assert re.search(r"on disk: (6\d|7[0-5])\.\d% of the original", result.stdout)
+    assert re.search(r"(small|bf16): \S+ of the memory, logits identical", result.stdout)

@@ -2,6 +2,7 @@
 
 weights = upload(parts, shape, "cuda")
 dense = decode(*weights, shape)
+rows = embedding(ids, *weights, shape)
 """
 
 import math
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 from edgekit.errors import InvalidInput
 from edgekit.formats import df11x
 from edgekit.formats._huffman import lookup_table
-from edgekit.kernels._launch import check_shape, check_tensors
+from edgekit.kernels._launch import check_shape, check_tensors, rows_asked
 from edgekit.processing import Array
 
 DTYPES = {
@@ -94,6 +95,47 @@ def decode(
 def _(stream: torch.Tensor, group_off: torch.Tensor, lane_off: torch.Tensor, sm: torch.Tensor, table: torch.Tensor,
       shape: Sequence[int]) -> torch.Tensor:  # fmt: skip
     return sm.new_empty(shape, dtype=torch.bfloat16)
+
+
+@torch.library.custom_op("edgekit::df11x_embedding", mutates_args=())
+def embedding(
+    ids: torch.Tensor,
+    stream: torch.Tensor,
+    group_off: torch.Tensor,
+    lane_off: torch.Tensor,
+    sm: torch.Tensor,
+    table: torch.Tensor,
+    shape: Sequence[int],
+) -> torch.Tensor:
+    """The rows `ids[...]` of coded weights `[N, K]`: bf16 `[..., K]`. Only groups that hold them are decoded.
+
+    An id outside 0 to N - 1 makes a row of NaN, since an error would have to wait for the device. Raises `InvalidInput`
+    for tensors that do not fit.
+    """
+    rows, columns = shape
+    weights = Weights(stream, group_off, lane_off, sm, table)
+    _check(weights, rows * columns)
+    known, chosen = rows_asked("df11x", ids, sm, rows)
+    if len(chosen) == 0:
+        return sm.new_empty((*ids.shape, columns), dtype=torch.bfloat16)
+    from edgekit.kernels.df11x.triton_kernel import decode as launch
+
+    groups_a_row = 1 if df11x.GROUP % columns == 0 else 1 - (1 - columns) // df11x.GROUP
+    if len(chosen) * groups_a_row < len(lane_off):
+        first, start = chosen * columns // df11x.GROUP, chosen * columns % df11x.GROUP
+        groups = first[:, None] + torch.arange(groups_a_row, device=ids.device)
+        decoded = launch(*weights, groups.view(-1).clamp(max=len(lane_off) - 1)).view(len(chosen), -1)
+        place = start[:, None] + torch.arange(columns, device=ids.device)
+        found = decoded.view(torch.int16).gather(1, place).view(torch.bfloat16)  # of floats it would alter NaN
+    else:
+        found = launch(*weights)[: rows * columns].view(rows, columns)[chosen]
+    return torch.where(known, found, math.nan).view(*ids.shape, columns)
+
+
+@embedding.register_fake
+def _(ids: torch.Tensor, stream: torch.Tensor, group_off: torch.Tensor, lane_off: torch.Tensor, sm: torch.Tensor,
+      table: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:  # fmt: skip
+    return sm.new_empty((*ids.shape, shape[1]), dtype=torch.bfloat16)
 
 
 def _check(weights: Weights, count: int) -> None:

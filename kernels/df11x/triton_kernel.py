@@ -35,15 +35,16 @@ def _two_codes(hi, lo, ahead, word, bit, stream, last_word, table, shift):
 
 
 @triton.jit(do_not_specialize=["last_word", "all_steps", "shift"])  # one binary for all sizes: graphs capture at once
-def _decode(stream, group_off, lane_off, sm, table, out, last_word, all_steps, shift):
+def _decode(stream, group_off, lane_off, sm, table, groups, out, last_word, all_steps, shift, CHOSEN: tl.constexpr):
     table -= FIRST_EXPONENT << (23 - shift)
-    group = tl.program_id(0).to(tl.int64)
+    place = tl.program_id(0).to(tl.int64)
+    group = tl.load(groups + place) if CHOSEN else place
     lane = tl.arange(0, LANES)
     bit = tl.load(lane_off + group * LANES + lane).to(tl.uint32) * 4
     hi, lo, ahead, word, bit = begin(stream, tl.load(group_off + group) + (bit >> 5), bit, last_word)
     first_step = group * STEPS
     sm += first_step * LANES
-    out += first_step * LANES
+    out += place * STEPS * LANES
     steps = tl.minimum(all_steps - first_step, STEPS).to(tl.int32)
     sm_ahead = tl.load(sm + lane)
     for step in tl.range(0, steps, loop_unroll_factor=2):
@@ -55,22 +56,33 @@ def _decode(stream, group_off, lane_off, sm, table, out, last_word, all_steps, s
 
 
 def decode(
-    stream: torch.Tensor, group_off: torch.Tensor, lane_off: torch.Tensor, sm: torch.Tensor, table: torch.Tensor
+    stream: torch.Tensor,
+    group_off: torch.Tensor,
+    lane_off: torch.Tensor,
+    sm: torch.Tensor,
+    table: torch.Tensor,
+    groups: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """bf16 `[sm.numel()]`, padding included, on the current stream."""
-    out = torch.empty(sm.numel(), dtype=torch.bfloat16, device=sm.device)
+    """bf16 `[sm.numel()]`, padding included, or the groups of these numbers (int64 `[n]`) as `[n, 16384]`.
+
+    Runs on the current stream.
+    """
+    size = sm.shape if groups is None else (len(groups), 4 * LANES.value * STEPS.value)
+    out = torch.empty(size, dtype=torch.bfloat16, device=sm.device)
     bits = (table.numel() // 12).bit_length() - 1
     with torch.cuda.device_of(sm):
-        _decode[(lane_off.shape[0],)](
+        _decode[(len(lane_off if groups is None else groups),)](
             stream.view(torch.uint32),
             group_off.view(torch.uint32),
             lane_off.view(torch.uint16),
             sm.view(torch.uint32),
             table.view(torch.uint16),
+            stream if groups is None else groups,
             out.view(torch.int64),
             stream.numel() - 1,
             sm.numel() // (4 * LANES.value),
             23 - bits,
+            CHOSEN=groups is not None,
             num_warps=4,
         )
     return out

@@ -3,6 +3,7 @@
 weights = upload(parts, shape, "cuda")
 dense = decode(*weights, shape)
 y = linear(x, *weights, shape[0])  # the same as with the dense weights, but for the order of float32 sums
+rows = embedding(ids, *weights, shape)
 """
 
 import math
@@ -14,7 +15,7 @@ import torch
 
 from edgekit.errors import InvalidInput
 from edgekit.formats import df12
-from edgekit.kernels._launch import check_shape, check_tensors
+from edgekit.kernels._launch import check_shape, check_tensors, rows_asked
 from edgekit.processing import Array
 
 DTYPES = {
@@ -128,6 +129,39 @@ def _(x: torch.Tensor, hi: torch.Tensor, lo: torch.Tensor, pal: torch.Tensor, es
       esc_pos: torch.Tensor, esc_val: torch.Tensor, rows: int,
       bias: torch.Tensor | None = None) -> torch.Tensor:  # fmt: skip
     return x.new_empty((*x.shape[:-1], rows))
+
+
+@torch.library.custom_op("edgekit::df12_embedding", mutates_args=())
+def embedding(
+    ids: torch.Tensor,
+    hi: torch.Tensor,
+    lo: torch.Tensor,
+    pal: torch.Tensor,
+    esc_ptr: torch.Tensor,
+    esc_pos: torch.Tensor,
+    esc_val: torch.Tensor,
+    shape: Sequence[int],
+) -> torch.Tensor:
+    """The rows `ids[...]` of coded weights `[N, K]`: bf16 `[..., K]`.
+
+    An id outside 0 to N - 1 makes a row of NaN, since an error would have to wait for the device. Raises `InvalidInput`
+    for tensors that do not fit.
+    """
+    weights = Weights(hi, lo, pal, esc_ptr, esc_pos, esc_val)
+    rows, columns, _ = _check(weights, tuple(shape))
+    known, chosen = rows_asked("df12", ids, hi, rows)
+    if len(chosen) == 0:
+        return hi.new_empty((*ids.shape, columns), dtype=torch.bfloat16)
+    from edgekit.kernels.df12.triton_kernel import decode as launch
+
+    found = launch(weights, 0, len(chosen), columns, chosen)
+    return torch.where(known, found, math.nan).view(*ids.shape, columns)
+
+
+@embedding.register_fake
+def _(ids: torch.Tensor, hi: torch.Tensor, lo: torch.Tensor, pal: torch.Tensor, esc_ptr: torch.Tensor,
+      esc_pos: torch.Tensor, esc_val: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:  # fmt: skip
+    return hi.new_empty((*ids.shape, shape[1]), dtype=torch.bfloat16)
 
 
 def _check(weights: Weights, shape: tuple[int, ...]) -> tuple[int, int, int]:

@@ -24,8 +24,12 @@ MANY_ROWS = 8192  # enough for programs of four rows that read 512 words at a st
 
 
 @triton.jit
-def _decode(hi, lo, pal, esc_ptr, esc_pos, esc_val, out, first, rows, columns, WORDS: tl.constexpr, BW: tl.constexpr,
-            BN: tl.constexpr, WB: tl.constexpr, PADDED: tl.constexpr, ASM: tl.constexpr):  # fmt: skip
+def _decode(hi, lo, pal, esc_ptr, esc_pos, esc_val, chosen, out, first, rows, columns, WORDS: tl.constexpr,
+            BW: tl.constexpr, BN: tl.constexpr, WB: tl.constexpr, CHOSEN: tl.constexpr, PADDED: tl.constexpr,
+            ASM: tl.constexpr):  # fmt: skip
+    """Rows from `first` on, or with BN = 1 those whose numbers are in `chosen`."""
+    if CHOSEN:
+        first = tl.load(chosen + tl.program_id(0)) - tl.program_id(0)
     row = tl.program_id(0) * BN + tl.arange(0, BN)
     word = tl.program_id(1) * WB + tl.arange(0, WB)
     stored = first + tl.minimum(row, rows - 1)
@@ -300,18 +304,20 @@ def _sum_parts(parts, bias, y, count, rows, PARTS: tl.constexpr, BIAS: tl.conste
     tl.store(y + at, total.to(y.dtype.element_ty), mask=live)
 
 
-def decode(weights: Sequence[torch.Tensor], first: int, rows: int, columns: int) -> torch.Tensor:
-    """bf16 `[rows, columns]` from row `first` on, a multiple of 16."""
+def decode(
+    weights: Sequence[torch.Tensor], first: int, rows: int, columns: int, chosen: torch.Tensor | None = None
+) -> torch.Tensor:
+    """bf16 `[rows, columns]`: from row `first` on, a multiple of 16, or the rows of the numbers `chosen`, int64."""
     hi, lo, *others = weights
     out = torch.empty((rows, columns), dtype=torch.bfloat16, device=hi.device)
     words = hi.shape[1]
     width = _words_at_once(words, 512)
-    tall = min(BLOCK, 1024 // width)
+    tall = min(BLOCK, 1024 // width) if chosen is None else 1
     with torch.cuda.device_of(hi):
         _decode[(-(-rows // tall), words // width)](
-            hi, lo.view(torch.int64), others[0].view(torch.int32), *others[1:], out, first, rows, columns,
-            WORDS=words, BW=tile_width(8 * words), BN=tall, WB=width, PADDED=columns != 8 * words, ASM=_on_nvidia(),
-            num_warps=4,
+            hi, lo.view(torch.int64), others[0].view(torch.int32), *others[1:], hi if chosen is None else chosen, out,
+            first, rows, columns, WORDS=words, BW=tile_width(8 * words), BN=tall, WB=width, CHOSEN=chosen is not None,
+            PADDED=columns != 8 * words, ASM=_on_nvidia(), num_warps=4,
         )  # fmt: skip
     return out
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from importlib.metadata import version
 from typing import Any
 
 import numpy as np
@@ -10,12 +11,14 @@ from numpy.typing import NDArray
 
 from edgekit.compression import Progress, silent
 from edgekit.errors import InvalidInput
+from edgekit.kernels.nn.bench import DecodeSpeed, decode_speed
+from edgekit.kernels.nn.loading import Resident
 from edgekit.types import Value
 
+RESIDENT: tuple[Resident, ...] = ("bf16", "fast", "small")
 SHAPES = ((14336, 4096), (4096, 14336), (28672, 8192), (4096, 4096))  # of layers in models of 7 to 70 B weights
 MAIN = SHAPES[0]
 SPREAD = 0.25  # of the logarithm of a row's or column's scale: 2.67 bits of exponent, as in trained layers
-LANES = 128  # instructions that a multiprocessor starts in a cycle
 # SASS instructions a weight for sm_90, counted in the kernels' main loops.
 INSTRUCTIONS = {"df11 decode": 30.1, "df11x decode": 20.9, "df12 decode": 3.4, "df12 product": 3.8}
 
@@ -47,6 +50,7 @@ class KernelBench(Value, frozen=True, kw_only=True):
     copy_bytes_per_s: float  # read and written, by a plain copy in the same run
     bits_per_weight: dict[str, float]  # by codec, at the first shape
     timings: tuple[Timing, ...]
+    decoding: tuple[DecodeSpeed, ...]  # of a transformer with about 1 G weights
 
 
 def run(suite: str = "lossless", progress: Progress = silent) -> KernelBench:
@@ -57,20 +61,20 @@ def run(suite: str = "lossless", progress: Progress = silent) -> KernelBench:
         raise InvalidInput(f"there is no suite '{suite}' of kernels: lossless is the one there is")
     if not torch.cuda.is_available():
         raise InvalidInput("torch sees no CUDA device, and only there kernels have a speed")
-    import triton
-
     from edgekit.codec import Encoded, bits_per_weight, encode
+    from edgekit.kernels._timing import copy_bytes_per_s
 
-    copied = _copy_speed()
+    copied = copy_bytes_per_s()
     coded: dict[str, Encoded] = {name: encode(layer(*MAIN), name) for name in ("df11", "df11x", "df12")}
     timings = tuple(_timings(coded, copied, progress))
     return KernelBench(
         suite=suite,
         device=torch.cuda.get_device_name(),
-        versions={"torch": str(torch.__version__), "triton": triton.__version__},
+        versions={"torch": str(torch.__version__), "triton": version("triton")},
         copy_bytes_per_s=copied,
         bits_per_weight={name: bits_per_weight(found) for name, found in coded.items()},
         timings=timings,
+        decoding=tuple(_decoding(progress)),
     )
 
 
@@ -83,13 +87,17 @@ def layer(rows: int, columns: int, seed: int = 0) -> NDArray[np.uint16]:
 
 
 def _timings(coded: dict[str, Any], copied: float, progress: Progress) -> Iterator[Timing]:
+    from edgekit.kernels._timing import instructions_per_s
     from edgekit.kernels.df11 import bench as df11
     from edgekit.kernels.df11x import bench as df11x
     from edgekit.kernels.df12 import bench as df12
 
+    instructions = instructions_per_s()
+
     def timed(kernel: str, shape: tuple[int, int], lines: int, seconds: float, moved: int) -> Timing:
         progress(f"{kernel} {shape[0]}x{shape[1]}" + f", {lines} rows of x" * bool(lines))
-        needed = {"bytes": moved / copied, "instructions": _instruction_seconds(kernel, shape)}
+        started = INSTRUCTIONS.get(kernel, 0.0) * shape[0] * shape[1] / instructions
+        needed = {"bytes": moved / copied, "instructions": started}
         bound = max(needed, key=lambda kind: needed[kind])
         return Timing(kernel=kernel, rows=shape[0], columns=shape[1], lines=lines, seconds=seconds, moved_bytes=moved,
                       bound=bound, bound_seconds=needed[bound])  # fmt: skip
@@ -111,23 +119,10 @@ def _timings(coded: dict[str, Any], copied: float, progress: Progress) -> Iterat
             yield timed("df12 product", shape, lines, df12.linear_seconds(bits, lines), stored)
 
 
-def _instruction_seconds(kernel: str, shape: tuple[int, int]) -> float:
-    """The least time in which all multiprocessors start a kernel's instructions; 0 where they are not counted."""
-    import triton
-
-    found = triton.runtime.driver.active.utils.get_device_properties(0)
-    cycles = INSTRUCTIONS.get(kernel, 0.0) * shape[0] * shape[1] / (LANES * found["multiprocessor_count"])
-    return float(cycles / (1e3 * found["sm_clock_rate"]))
-
-
-def _copy_speed() -> float:
-    """Bytes read and written a second by a copy of 512 MB."""
-    import torch
-
-    from edgekit.kernels._timing import seconds_per_call
-
-    source, target = (torch.empty(1 << 29, dtype=torch.uint8, device="cuda") for _ in range(2))
-    return 2 * source.nbytes / seconds_per_call([lambda: target.copy_(source)])
+def _decoding(progress: Progress) -> Iterator[DecodeSpeed]:
+    for resident in RESIDENT:
+        progress(f"decode greedily, weights {resident}")
+        yield decode_speed(resident)
 
 
 def table(found: KernelBench) -> tuple[list[str], list[list[str]]]:
@@ -146,3 +141,19 @@ def table(found: KernelBench) -> tuple[list[str], list[list[str]]]:
         for timing in found.timings
     ]
     return columns, rows
+
+
+def decoding_table(found: KernelBench) -> tuple[list[str], list[list[str]]]:
+    """Column names and rows: speed and memory of the transformer, and both over those of dense weights."""
+    dense = next(speed for speed in found.decoding if speed.resident == "bf16")
+    rows = [
+        [
+            speed.resident,
+            f"{speed.tokens_per_s:.0f}",
+            f"{speed.tokens_per_s / dense.tokens_per_s:.2f}",
+            f"{speed.weight_bytes / 1e6:.0f}",
+            f"{100 * speed.weight_bytes / dense.weight_bytes:.1f} %",
+        ]
+        for speed in found.decoding
+    ]
+    return ["weights resident as", "tokens/s", "over bf16", "MB", "of bf16"], rows
