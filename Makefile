@@ -11,7 +11,7 @@ export OMP_NUM_THREADS = 1
 export PYTHONSAFEPATH = 1
 export HF_HUB_OFFLINE = 1
 
-.PHONY: demo setup test lint typecheck unit runtime-only bench bench-formats bench-lossless matrix fuzz schema clean
+.PHONY: demo setup test lint typecheck unit runtime-only bench bench-formats bench-lossless bench-kernels matrix fuzz schema clean
 
 demo: .venv/demo.done  ## Export a real model for a Raspberry Pi 5, verify it, and label a photograph
 	$(BIN)/edgekit export -m zoo:efficientnet_lite0 -d raspberrypi5 --precision int8 -o out/demo --force
@@ -42,6 +42,9 @@ bench-formats: setup  ## Every format beside its toolchain's own recipe, into fo
 
 bench-lossless: setup  ## Lossless codecs on this CPU beside their peers, where these are installed, into lossless_benchmarks.json
 	PYTHONPATH=tests $(BIN)/python tests/bench_lossless.py
+
+bench-kernels: setup  ## GPU kernels beside dense products, into kernel_benchmarks.json
+	$(BIN)/python tests/bench_kernels.py
 
 matrix: setup  ## Every architecture to every format, into export_matrix.json
 	$(BIN)/python tests/bench_matrix.py

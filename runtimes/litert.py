@@ -21,7 +21,8 @@ from edgekit.types import DynamicDim, TensorSpec, entry_points
 
 FORMAT = "tflite"
 SIGNATURE = "serving_default"
-INTERPRETERS = {"ai_edge_litert.interpreter": "ai-edge-litert", "tflite_runtime.interpreter": "tflite-runtime"}
+OLDER = "tflite_runtime.interpreter"
+INTERPRETERS = {"ai_edge_litert.interpreter": "ai-edge-litert", OLDER: "tflite-runtime"}
 OPTIONAL_OPERANDS = {"CONV_2D", "CONV_3D", "DEPTHWISE_CONV_2D", "TRANSPOSE_CONV", "FULLY_CONNECTED", "SVDF", "RNN",
                      "LSTM", "UNIDIRECTIONAL_SEQUENCE_LSTM", "BIDIRECTIONAL_SEQUENCE_LSTM"}  # fmt: skip
 Edge = Callable[[Array], Array]  # between an array of the model's dtype and one of the file's
@@ -56,6 +57,9 @@ def open_interpreter(bundle: Bundle, threads: int) -> Any:
             module = import_module(name)
         except ImportError as error:
             reasons.append(str(error))
+            continue
+        if name == OLDER and bundle.manifest.precision.quantized_ops:  # seen with 2.14: other answers and no error
+            reasons.append("tflite_runtime knows one scale a matrix, and this bundle's int8 weights have one a channel")
             continue
         try:
             with quiet_native():

@@ -20,7 +20,7 @@ def readme_table(found: KernelBench) -> str:
     lines = [*_markdown(*table(found)), "", *_markdown(*decoding_table(found))]
     coded = ", ".join(f"{name} {bits:.2f}" for name, bits in found.bits_per_weight.items())
     tools = ", ".join(f"{name} {number}" for name, number in found.versions.items())
-    where = f"{found.device}, {tools}; a copy moves {found.copy_bytes_per_s / 1e12:.2f} TB/s; bits a weight: {coded}."
+    where = f"{found.device}, {tools}; memory gave {found.bytes_per_s / 1e12:.2f} TB/s; bits a weight: {coded}."
     return "\n".join([*lines, "", where])
 
 

@@ -194,3 +194,19 @@ def test_sizes_that_the_file_cannot_take_are_an_input_error_and_the_session_live
         with pytest.raises(InvalidInput, match="LiteRT cannot take inputs of these sizes"):
             session.run({**feeds, "offset": np.ones((1, 5), np.float32)})
         np.testing.assert_array_equal(session.run(feeds)["mean"], expected)
+
+
+def test_the_older_runtime_takes_float_models_and_refuses_weights_with_a_scale_a_channel(
+    bundle: Bundle, feeds: Arrays, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The newer interpreter under the older one's name: their calls are the same, their int8 kernels are not."""
+    expected = litert.open_session(bundle).run(feeds)
+    model = load(f"{MODELS}:small_conv")
+    samples = tuple({"pixels": np.full((1, 3, 32, 32), value, np.float32)} for value in (0.0, 1.0))
+    int8 = bundle_of(model, job_of(model, STATIC, samples), tmp_path)
+    monkeypatch.setitem(sys.modules, "tflite_runtime.interpreter", sys.modules["ai_edge_litert.interpreter"])
+    monkeypatch.setitem(sys.modules, "ai_edge_litert.interpreter", None)
+    answer = litert.open_session(bundle).run(feeds)
+    assert all(np.array_equal(answer[name], expected[name]) for name in expected)
+    with pytest.raises(ToolchainMissing, match=r"one scale a matrix.*pip install 'edgekit\[litert\]'"):
+        litert.open_session(int8)

@@ -43,6 +43,11 @@ def test_the_tables_of_figures_are_made_from_their_result_files(name: str) -> No
     assert bench.readme_table(results) in text("README.md")
 
 
+def test_the_table_of_gpu_kernels_is_made_from_its_result_file() -> None:
+    bench = program("bench_kernels")
+    assert bench.readme_table(bench.read()) in text("README.md")
+
+
 def test_the_matrix_is_made_from_its_result_file_and_whole() -> None:
     matrix = program("bench_matrix")
     cells = matrix.read()

@@ -345,7 +345,7 @@ def linear(x: torch.Tensor, weights: Sequence[torch.Tensor], rows: int, bias: to
     with torch.cuda.device_of(x):
         if few:
             _gemv[(programs, parts)](*given, rows, columns, steps, M=padded_lines, WB=width,
-                                     UNROLL=2, BIAS=adds and parts == 1, **shared,
+                                     UNROLL=2 if lines == 1 else 1, BIAS=adds and parts == 1, **shared,
                                      num_warps=4 if width == 512 else max(1, tall * width // 128))  # fmt: skip
         else:
             _gemm[(programs, parts)](*given, lines, rows, columns, steps, BIAS=adds and parts == 1,

@@ -19,6 +19,7 @@ RESIDENT: tuple[Resident, ...] = ("bf16", "fast", "small")
 SHAPES = ((14336, 4096), (4096, 14336), (28672, 8192), (4096, 4096))  # of layers in models of 7 to 70 B weights
 MAIN = SHAPES[0]
 SPREAD = 0.25  # of the logarithm of a row's or column's scale: 2.67 bits of exponent, as in trained layers
+CUBLAS, OWN_DENSE = DENSE = ("cuBLAS bf16 product", "Triton bf16 product")
 # SASS instructions a weight for sm_90, counted in the kernels' main loops.
 INSTRUCTIONS = {"df11 decode": 30.1, "df11x decode": 20.9, "df12 decode": 3.4, "df12 product": 3.8}
 
@@ -32,8 +33,6 @@ class Timing(Value, frozen=True, kw_only=True):
     lines: int = 0  # of x; 0 for a decode
     seconds: float
     moved_bytes: int  # read and written at least
-    bound: str  # "bytes" or "instructions", whichever takes longer at best
-    bound_seconds: float
 
     @property
     def dense_bytes_per_s(self) -> float:
@@ -48,9 +47,24 @@ class KernelBench(Value, frozen=True, kw_only=True):
     device: str
     versions: dict[str, str]
     copy_bytes_per_s: float  # read and written, by a plain copy in the same run
+    instructions_per_s: float | None = None  # of single threads, that the device can start
     bits_per_weight: dict[str, float]  # by codec, at the first shape
     timings: tuple[Timing, ...]
     decoding: tuple[DecodeSpeed, ...]  # of a transformer with about 1 G weights
+
+    @property
+    def bytes_per_s(self) -> float:
+        """The most that memory gave in this run, to the copy or to a dense product."""
+        dense = (t.moved_bytes / t.seconds for t in self.timings if t.kernel in DENSE)
+        return max(self.copy_bytes_per_s, *dense)
+
+    def bound(self, timing: Timing) -> tuple[str, float]:
+        """What the kernel has to wait for at least, bytes or instructions, and for how many seconds."""
+        needed = {"bytes": timing.moved_bytes / self.bytes_per_s}
+        if self.instructions_per_s and timing.kernel in INSTRUCTIONS:
+            started = INSTRUCTIONS[timing.kernel] * timing.rows * timing.columns
+            needed["instructions"] = started / self.instructions_per_s
+        return max(needed.items(), key=lambda item: item[1])
 
 
 def run(suite: str = "lossless", progress: Progress = silent) -> KernelBench:
@@ -62,18 +76,17 @@ def run(suite: str = "lossless", progress: Progress = silent) -> KernelBench:
     if not torch.cuda.is_available():
         raise InvalidInput("torch sees no CUDA device, and only there kernels have a speed")
     from edgekit.codec import Encoded, bits_per_weight, encode
-    from edgekit.kernels._timing import copy_bytes_per_s
+    from edgekit.kernels._timing import copy_bytes_per_s, instructions_per_s
 
-    copied = copy_bytes_per_s()
     coded: dict[str, Encoded] = {name: encode(layer(*MAIN), name) for name in ("df11", "df11x", "df12")}
-    timings = tuple(_timings(coded, copied, progress))
     return KernelBench(
         suite=suite,
         device=torch.cuda.get_device_name(),
         versions={"torch": str(torch.__version__), "triton": version("triton")},
-        copy_bytes_per_s=copied,
+        copy_bytes_per_s=copy_bytes_per_s(),
+        instructions_per_s=instructions_per_s(),
         bits_per_weight={name: bits_per_weight(found) for name, found in coded.items()},
-        timings=timings,
+        timings=tuple(_timings(coded, progress)),
         decoding=tuple(_decoding(progress)),
     )
 
@@ -86,21 +99,14 @@ def layer(rows: int, columns: int, seed: int = 0) -> NDArray[np.uint16]:
     return (values.view(np.uint32) >> 16).astype(np.uint16)
 
 
-def _timings(coded: dict[str, Any], copied: float, progress: Progress) -> Iterator[Timing]:
-    from edgekit.kernels._timing import instructions_per_s
+def _timings(coded: dict[str, Any], progress: Progress) -> Iterator[Timing]:
     from edgekit.kernels.df11 import bench as df11
     from edgekit.kernels.df11x import bench as df11x
     from edgekit.kernels.df12 import bench as df12
 
-    instructions = instructions_per_s()
-
     def timed(kernel: str, shape: tuple[int, int], lines: int, seconds: float, moved: int) -> Timing:
         progress(f"{kernel} {shape[0]}x{shape[1]}" + f", {lines} rows of x" * bool(lines))
-        started = INSTRUCTIONS.get(kernel, 0.0) * shape[0] * shape[1] / instructions
-        needed = {"bytes": moved / copied, "instructions": started}
-        bound = max(needed, key=lambda kind: needed[kind])
-        return Timing(kernel=kernel, rows=shape[0], columns=shape[1], lines=lines, seconds=seconds, moved_bytes=moved,
-                      bound=bound, bound_seconds=needed[bound])  # fmt: skip
+        return Timing(kernel=kernel, rows=shape[0], columns=shape[1], lines=lines, seconds=seconds, moved_bytes=moved)
 
     main, dense = layer(*MAIN), 2 * MAIN[0] * MAIN[1]
     decoders: dict[str, Callable[[Any], float]] = {
@@ -113,9 +119,9 @@ def _timings(coded: dict[str, Any], copied: float, progress: Progress) -> Iterat
         bits = layer(*shape)
         dense, stored = 2 * bits.size, df12.coded_bytes(bits)
         for lines in (1, 2, 4, 8, 16, 64) if shape == MAIN else (1,):
-            yield timed("cuBLAS bf16 product", shape, lines, df12.dense_seconds(bits, lines), dense)
+            yield timed(CUBLAS, shape, lines, df12.dense_seconds(bits, lines), dense)
             if lines == 1:
-                yield timed("Triton bf16 product", shape, 1, df12.dense_gemv_seconds(bits), dense)
+                yield timed(OWN_DENSE, shape, 1, df12.dense_gemv_seconds(bits), dense)
             yield timed("df12 product", shape, lines, df12.linear_seconds(bits, lines), stored)
 
 
@@ -127,20 +133,21 @@ def _decoding(progress: Progress) -> Iterator[DecodeSpeed]:
 
 def table(found: KernelBench) -> tuple[list[str], list[list[str]]]:
     """Column names and rows."""
-    columns = ["kernel", "matrix", "rows of x", "us", "bf16 TB/s", "bound", "of it"]
-    rows = [
-        [
-            timing.kernel,
-            f"{timing.rows}x{timing.columns}",
-            str(timing.lines or "-"),
-            f"{1e6 * timing.seconds:.1f}",
-            f"{timing.dense_bytes_per_s / 1e12:.2f}",
-            f"{timing.bound}, {1e6 * timing.bound_seconds:.1f} us",
-            f"{100 * timing.bound_seconds / timing.seconds:.0f} %",
-        ]
-        for timing in found.timings
-    ]
-    return columns, rows
+    rows = []
+    for timing in found.timings:
+        kind, seconds = found.bound(timing)
+        rows.append(
+            [
+                timing.kernel,
+                f"{timing.rows}x{timing.columns}",
+                str(timing.lines or "-"),
+                f"{1e6 * timing.seconds:.1f}",
+                f"{timing.dense_bytes_per_s / 1e12:.2f}",
+                f"{kind}, {1e6 * seconds:.1f} us",
+                f"{timing.seconds / seconds:.2f}",
+            ]
+        )
+    return ["kernel", "matrix", "rows of x", "us", "bf16 TB/s", "bound", "over it"], rows
 
 
 def decoding_table(found: KernelBench) -> tuple[list[str], list[list[str]]]:

@@ -64,6 +64,6 @@ def kernels(
         return 0
     show_table(*bench.table(found))
     show_table(*bench.decoding_table(found))
-    say(f"{found.device}, copies at {found.copy_bytes_per_s / 1e12:.2f} TB/s; " +
+    say(f"{found.device}, memory gave {found.bytes_per_s / 1e12:.2f} TB/s; " +
         ", ".join(f"{name} {bits:.2f} bits a weight" for name, bits in found.bits_per_weight.items()))  # fmt: skip
     return 0
