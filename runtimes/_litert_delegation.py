@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from statistics import median
+from time import perf_counter
 from typing import Any
 
 import numpy as np
@@ -86,6 +88,39 @@ def delegated(interpreter: Any) -> Delegation:
             if index not in taken
         ),
     )
+
+
+def only_layout_copies(content: bytes) -> bytes:
+    """The model without its other ops, so that what its layout copies take can be timed: no binding tells it."""
+    from ai_edge_litert.schema_py_generated import BuiltinOperator
+    from ai_edge_litert.tools import flatbuffer_utils
+
+    model = flatbuffer_utils.read_model_from_bytearray(content)
+    graph = model.subgraphs[0]
+    moves = {getattr(BuiltinOperator, kind) for kind in MOVES}
+    codes = [max(code.builtinCode, code.deprecatedBuiltinCode) for code in model.operatorCodes]
+    graph.operators = [operator for operator in graph.operators if codes[operator.opcodeIndex] in moves]
+    read = dict.fromkeys(index for operator in graph.operators for index in operator.inputs if index >= 0)
+    written = dict.fromkeys(index for operator in graph.operators for index in operator.outputs)
+    stored = {index for index in read if model.buffers[graph.tensors[index].buffer].data is not None}
+    graph.inputs = [index for index in read if index not in stored and index not in written]
+    graph.outputs = list(written)
+    needed = {graph.tensors[index].buffer for index in stored}
+    for index, buffer in enumerate(model.buffers):
+        if index not in needed:
+            buffer.data = None
+    model.subgraphs, model.signatureDefs = [graph], []
+    return bytes(flatbuffer_utils.convert_object_to_bytearray(model))
+
+
+def median_seconds(call: Callable[[], object], calls: int = 9) -> float:
+    """The median over a few calls."""
+    times = []
+    for _ in range(calls):
+        before = perf_counter()
+        call()
+        times.append(perf_counter() - before)
+    return median(times)
 
 
 def _indices(tensors: Any) -> tuple[int, ...]:

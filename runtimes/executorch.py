@@ -13,6 +13,7 @@ from importlib.metadata import version
 from types import ModuleType
 from typing import Any
 
+import msgspec
 import numpy as np
 
 from edgekit.bundle import Bundle, Delegation, Manifest
@@ -20,6 +21,7 @@ from edgekit.errors import BundleCorrupt, InvalidInput, ToolchainMissing, reason
 from edgekit.processing import Array, Arrays
 from edgekit.quiet import quiet_native
 from edgekit.runtimes._executorch_file import METHOD, first_method, read_file
+from edgekit.runtimes._executorch_trace import layout_copies_share
 from edgekit.session import CountedSession, by_size
 from edgekit.types import entry_points
 
@@ -49,11 +51,15 @@ def open_session(bundle: Bundle, *, threads: int = 1) -> CountedSession:
 
 
 def delegation(bundle: Bundle, feeds: Arrays) -> Delegation:
-    """Which unit runs each op: fixed when the file was made, so nothing needs to run."""
-    if bundle.manifest.delegation is not None:
-        return bundle.manifest.delegation
-    _binding()
-    return read_file(bundle.artifact_path, first_method(bundle.manifest.dynamic)).delegation()
+    """Which unit runs each op, fixed when the file was made, and what a traced call spends on layout copies."""
+    torch, _ = _binding()
+    method = first_method(bundle.manifest.dynamic)
+    found = bundle.manifest.delegation or read_file(bundle.artifact_path, method).delegation()
+    if not found.layout_copies or found.layout_copies_share is not None:
+        return found
+    inputs = [torch.from_numpy(np.array(feeds[spec.name], order="C")) for spec in bundle.manifest.inputs]
+    share = layout_copies_share(bundle.artifact_path, method, inputs)
+    return msgspec.structs.replace(found, layout_copies_share=share)
 
 
 def _caller(torch: ModuleType, method: Any, names: list[str]) -> Callable[[Arrays], list[Array]]:

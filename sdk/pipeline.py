@@ -133,11 +133,8 @@ def _with_delegation(
 ) -> Manifest:
     """Record where ops ran; raises `DelegationMissed` when too few ran on the unit meant for them."""
     (partial / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
-    found = manifest.delegation
-    if found is None:
-        runtime = registry.load(RUNTIMES, manifest.artifacts[0].runtime)
-        found = runtime.delegation(Bundle(partial, manifest), references.real[0][0])
-    found = _with_sources(found, program)
+    runtime = registry.load(RUNTIMES, manifest.artifacts[0].runtime)
+    found = _with_sources(runtime.delegation(Bundle(partial, manifest), references.real[0][0]), program)
     least = options.min_delegated
     if least is not None and 100 * found.delegated_share < least:
         raise DelegationMissed(

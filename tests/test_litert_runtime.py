@@ -13,9 +13,10 @@ import pytest
 
 from edgekit.bundle import MANIFEST, Bundle, record_file
 from edgekit.errors import BundleCorrupt, InvalidInput, ToolchainMissing
+from edgekit.exporters._tflite_file import operators, parse_model
 from edgekit.processing import Arrays
 from edgekit.runtimes import litert
-from edgekit.runtimes._litert_delegation import origins
+from edgekit.runtimes._litert_delegation import only_layout_copies, origins
 from edgekit.source import load
 from edgekit.types import DynamicDim
 from tests.tflite_jobs import STATIC, bundle_of, job_of
@@ -194,6 +195,14 @@ def test_sizes_that_the_file_cannot_take_are_an_input_error_and_the_session_live
         with pytest.raises(InvalidInput, match="LiteRT cannot take inputs of these sizes"):
             session.run({**feeds, "offset": np.ones((1, 5), np.float32)})
         np.testing.assert_array_equal(session.run(feeds)["mean"], expected)
+
+
+def test_layout_copies_alone_are_a_model_that_runs(tmp_path: Path) -> None:
+    model = load(f"{MODELS}:small_conv")
+    content = bundle_of(model, job_of(model), tmp_path).artifact_path.read_bytes()
+    alone = only_layout_copies(content)
+    assert len(alone) < len(content) / 2  # without the weights
+    assert {kind for kind, _ in operators(parse_model(alone))} == {"TRANSPOSE"}
 
 
 def test_the_older_runtime_takes_float_models_and_refuses_weights_with_a_scale_a_channel(

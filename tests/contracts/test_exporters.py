@@ -60,6 +60,14 @@ def test_learned_queries_and_parts_of_mixed_dtypes_go_through_in_8_bits(format: 
     assert made.precision.quantized_ops > 0
 
 
+def test_its_layout_copies_take_a_measured_share_of_a_call(bundle: Bundle) -> None:
+    where = bundle.manifest.delegation
+    assert where is not None
+    assert where.layout_copies > 0
+    assert where.layout_copies_share is not None
+    assert 0 < where.layout_copies_share < 1
+
+
 def test_it_writes_only_what_the_manifest_lists(bundle: Bundle) -> None:
     listed = {record.path for record in (*bundle.manifest.artifacts, *bundle.manifest.assets)}
     found = {str(path.relative_to(bundle.path)) for path in bundle.path.rglob("*") if path.is_file()}
