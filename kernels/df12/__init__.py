@@ -101,11 +101,11 @@ def linear(
     weights = Weights(hi, lo, pal, esc_ptr, esc_pos, esc_val)
     columns = x.shape[-1] if x.dim() else 0
     _check(weights, (rows, columns))
-    given = {"x": x.contiguous(), **weights._asdict()} | ({} if bias is None else {"bias": bias})
-    check_tensors("df12", given, {"x": torch.bfloat16} | ({} if bias is None else {"bias": torch.bfloat16}))
+    dense = {"x": x.contiguous()} | ({} if bias is None else {"bias": bias})
+    check_tensors("df12", {**dense, "hi": hi}, dict.fromkeys(dense, torch.bfloat16))
     if bias is not None:
         check_shape("df12", "bias", bias, (rows,))
-    lines = given["x"].view(-1, columns)
+    lines = dense["x"].view(-1, columns)
     if len(lines) == 0:
         return x.new_empty((*x.shape[:-1], rows))
     from edgekit.kernels.df12 import triton_kernel
@@ -117,9 +117,9 @@ def linear(
     y = x.new_empty((len(lines), rows))
     for first in range(0, rows, at_once):
         count = min(at_once, rows - first)
-        dense = triton_kernel.decode(weights, first, count, columns)
+        decoded = triton_kernel.decode(weights, first, count, columns)
         y[:, first : first + count] = torch.nn.functional.linear(
-            lines, dense, None if bias is None else bias[first : first + count]
+            lines, decoded, None if bias is None else bias[first : first + count]
         )
     return y.view(*x.shape[:-1], rows)
 

@@ -330,7 +330,7 @@ def linear(x: torch.Tensor, weights: Sequence[torch.Tensor], rows: int, bias: to
     bw = tile_width(8 * words)
     few = lines <= 4
     width = _words_at_once(words, 512 if rows >= MANY_ROWS and words % 512 == 0 else 128) if few else bw
-    tall = min(BLOCK, max(4, 1024 // width)) if few and width < 512 else 4 if few else 64
+    tall = min(BLOCK, max(4, 1024 // width)) if few else 64
     programs, tiles = -(-rows // tall), words // width
     steps = -(-tiles // min(tiles, max(1, PROGRAMS // programs)))
     parts = -(-tiles // steps)
