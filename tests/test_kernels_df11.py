@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from functools import partial
 
@@ -21,16 +20,12 @@ from edgekit.formats._huffman import canonical_codes
 torch = pytest.importorskip("torch", reason="torch is not installed")
 triton = pytest.importorskip("triton", reason="triton is not installed")
 
+from kernel_devices import interpreted, on_all, on_gpu, patterns  # noqa: E402
+
 from edgekit.kernels import df11, df11x  # noqa: E402
 from edgekit.kernels.df11.reference import decode as df11_reference  # noqa: E402
 from edgekit.kernels.df11x.reference import decode as df11x_reference  # noqa: E402
 
-interpreted = pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") != "1", reason="TRITON_INTERPRET is not 1")
-needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no CUDA device")
-CPU = pytest.param("cpu", marks=interpreted)
-CUDA = pytest.param("cuda", marks=[pytest.mark.gpu, needs_gpu])
-on_all = pytest.mark.parametrize("device", [CPU, CUDA])
-on_gpu = pytest.mark.parametrize("device", [CUDA])
 Decode = Callable[[], "torch.Tensor"]
 
 
@@ -45,11 +40,6 @@ def df11_decode(bits: Bits, device: str) -> Decode:
 
 
 both = pytest.mark.parametrize("prepare", [df11_decode, df11x_decode])
-
-
-def patterns(tensor: torch.Tensor) -> Bits:
-    assert tensor.dtype == torch.bfloat16
-    return np.asarray(tensor.view(torch.int16).cpu()).view(np.uint16)
 
 
 def long_codes() -> Bits:

@@ -15,16 +15,11 @@ from edgekit.formats import df12 as df12_format
 torch = pytest.importorskip("torch", reason="torch is not installed")
 triton = pytest.importorskip("triton", reason="triton is not installed")
 
+from kernel_devices import interpreted, on_all, on_gpu, patterns  # noqa: E402
+
 from edgekit.kernels import df12  # noqa: E402
 from edgekit.kernels.df12.reference import decode as reference_decode  # noqa: E402
 from edgekit.kernels.df12.reference import linear as reference_linear  # noqa: E402
-
-interpreted = pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") != "1", reason="TRITON_INTERPRET is not 1")
-needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no CUDA device")
-CPU = pytest.param("cpu", marks=interpreted)
-CUDA = pytest.param("cuda", marks=[pytest.mark.gpu, needs_gpu])
-on_all = pytest.mark.parametrize("device", [CPU, CUDA])
-on_gpu = pytest.mark.parametrize("device", [CUDA])
 
 EVERY = np.random.default_rng(0).permutation(np.arange(1 << 16)).astype(np.uint16).reshape(64, 1024)
 
@@ -42,11 +37,6 @@ def coded(bits: Bits, device: str) -> df12.Weights:
 
 def dense(bits: Bits, device: str = "cpu") -> torch.Tensor:
     return torch.from_numpy(bits.view(np.int16)).view(torch.bfloat16).to(device)
-
-
-def patterns(tensor: torch.Tensor) -> Bits:
-    assert tensor.dtype == torch.bfloat16
-    return np.asarray(tensor.view(torch.int16).cpu()).view(np.uint16)
 
 
 def spotted(rows: int, columns: int, seed: int = 0) -> Bits:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,8 @@ triton = pytest.importorskip("triton", reason="triton is not installed")
 save_file = pytest.importorskip("safetensors.torch", reason="safetensors is not installed").save_file
 nn = torch.nn
 
+from kernel_devices import interpreted, on_all, on_gpu  # noqa: E402
+
 from edgekit.kernels import df11x, df12  # noqa: E402
 from edgekit.kernels.nn import (  # noqa: E402
     LosslessEmbedding,
@@ -31,12 +32,6 @@ from edgekit.kernels.nn import (  # noqa: E402
 )
 from edgekit.kernels.nn.bench import Decoder, Sizes, decode_speed  # noqa: E402
 
-interpreted = pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") != "1", reason="TRITON_INTERPRET is not 1")
-needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no CUDA device")
-CPU = pytest.param("cpu", marks=interpreted)
-CUDA = pytest.param("cuda", marks=[pytest.mark.gpu, needs_gpu])
-on_all = pytest.mark.parametrize("device", [CPU, CUDA])
-on_gpu = pytest.mark.parametrize("device", [CUDA])
 each_format = pytest.mark.parametrize(("ops", "codec"), [(df11x, df11x_format), (df12, df12_format)])
 IDS = [[3, 50, 0], [7, 7, 63]]
 
