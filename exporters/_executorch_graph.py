@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -43,6 +44,7 @@ def editable(program: ExportedProgram) -> GraphModule:
 
 def trace_again(module: GraphModule, job: ExportJob) -> dict[str, ExportedProgram]:
     """Trace an edited module: method -> program, over the same weights; one for each listed size of a dimension."""
+    write_out_tanh_gelu(module)
     sizes = entry_points(job.dynamic)
     traced = {name: specialise(module, job.inputs, job.dynamic, size) for name, size in sizes.items()}
     if not traced:
@@ -54,6 +56,33 @@ def trace_again(module: GraphModule, job: ExportJob) -> dict[str, ExportedProgra
         for node in program.graph.nodes:  # its history, which every pass to come would copy: a fifth of the time
             node.meta.pop("from_node", None)
     return traced
+
+
+def write_out_tanh_gelu(module: GraphModule) -> None:
+    """gelu(approximate="tanh") -> x sigmoid(x (a + b x^2)), which is the same since 1 + tanh(u) = 2 sigmoid(2 u).
+
+    XNNPACK's lowering drops the argument and computes the exact GELU: 74 dB apart on normal numbers, 63 dB after Gemma
+    3's 18 layers (fixed upstream after 1.5: pytorch/executorch pull request 22851). Quantisation sees the GELU whole.
+    Source: Hendrycks and Gimpel 2016, "Gaussian Error Linear Units", section 2.
+    """
+    graph = module.graph
+    a = math.sqrt(8 / math.pi)
+    for node in graph.find_nodes(op="call_function", target=aten.gelu.default):
+        if node.kwargs.get("approximate") != "tanh" or not is_float(node):
+            continue
+        x = node.args[0]
+        with graph.inserting_before(node):
+            square = graph.call_function(aten.mul.Tensor, (x, x))
+            scaled = graph.call_function(aten.mul.Tensor, (square, 0.044715 * a))
+            factor = graph.call_function(aten.add.Tensor, (scaled, a))
+            inner = graph.call_function(aten.mul.Tensor, (x, factor))
+            gate = graph.call_function(aten.sigmoid.default, (inner,))
+            product = graph.call_function(aten.mul.Tensor, (x, gate))
+        for made in (square, scaled, factor, inner, gate, product):
+            made.meta = dict(node.meta)
+        node.replace_all_uses_with(product)
+        graph.erase_node(node)
+    module.recompile()
 
 
 def add_outputs(module: GraphModule, nodes: Sequence[Node]) -> None:

@@ -29,6 +29,7 @@ from edgekit.bundle import (
 )
 from edgekit.compression import Progress, silent
 from edgekit.dataset import RANDOM_SAMPLES, random_samples
+from edgekit.decoding import CACHES
 from edgekit.divergence import first_divergent, module_errors, worst
 from edgekit.drafting import DEFAULTS, Draft, ExportOptions, draft
 from edgekit.errors import DelegationMissed, EdgekitError, ParityFailed, UnsupportedModel
@@ -96,7 +97,8 @@ def _build(model: Model, made: Draft, partial: Path, options: ExportOptions, pro
         raise explained(error, made.plan.format, job, progress) from error
     progress("ask PyTorch for reference outputs")
     samples = made.evaluation.samples if made.evaluation else random_samples(model.example_arrays)
-    asked = make_references(model, model.inputs, model.dynamic, samples, beyond=model.generation is None)
+    caches = [spec.name for spec in model.inputs if model.generation and spec.name.startswith(CACHES)]
+    asked = make_references(model, model.inputs, model.dynamic, samples, state=caches)
     references = _served(asked, model.inputs, exported.inputs or model.inputs)
     spread = np.linspace(0, len(references.real) - 1, min(GOLDEN_SAMPLES, len(references.real))).round().astype(int)
     write_golden(partial / GOLDEN, [references.real[i] for i in spread])

@@ -70,29 +70,34 @@ def make_references(
     dynamic: Sequence[DynamicDim],
     samples: Sequence[Arrays],
     *,
-    beyond: bool = True,
+    state: Sequence[str] = (),
 ) -> References:
     """Ask PyTorch for the outputs of the real samples and of the synthetic inputs drawn around them.
 
-    `beyond` is for inputs that come from outside and may leave the samples' range; a cache cannot.
+    `state` names inputs that hold what the model itself computed before, as a KV cache does: nothing else comes there.
     """
     shaped = [fit(sample, inputs, dynamic) for sample in samples]
-    edges = synthetic_inputs(inputs, dynamic, shaped, beyond=beyond)
+    edges = synthetic_inputs(inputs, dynamic, shaped, state=state)
     return References(
         tuple((feeds, reference(feeds)) for feeds in shaped), tuple((feeds, reference(feeds)) for feeds in edges)
     )
 
 
 def synthetic_inputs(
-    inputs: Sequence[TensorSpec], dynamic: Sequence[DynamicDim], samples: Sequence[Arrays], *, beyond: bool = True
+    inputs: Sequence[TensorSpec], dynamic: Sequence[DynamicDim], samples: Sequence[Arrays], *, state: Sequence[str] = ()
 ) -> list[Arrays]:
-    """Random values in the samples' range, zeros, `beyond` it by ten times, and the ends of every dynamic size."""
+    """Random values in the samples' range, zeros, ten times that range, and the ends of every dynamic size.
+
+    Inputs of `state` keep the first sample's values but among zeros.
+    """
     rng = np.random.default_rng(SEED)
     model = samples[0]
     low = {n: min(s[n].min().item() for s in samples) for n in model}
     high = {n: max(s[n].max().item() for s in samples) for n in model}
 
     def draw(like: Array, name: str, factor: float = 1.0) -> Array:
+        if name in state:
+            return like
         if like.dtype.kind == "f":
             most = float(np.finfo(like.dtype).max)
             ends = np.clip([low[name] * factor, high[name] * factor], -most / 2, most / 2)
@@ -102,7 +107,7 @@ def synthetic_inputs(
         return drawn.astype(like.dtype)
 
     made = [{n: draw(a, n) for n, a in model.items()}, {n: np.zeros_like(a) for n, a in model.items()}]
-    if beyond and any(array.dtype.kind == "f" for array in model.values()):
+    if any(array.dtype.kind == "f" for name, array in model.items() if name not in state):
         made.append({n: draw(a, n, 10.0) for n, a in model.items()})
     for dim in dynamic:
         for size in (dim.minimum, dim.maximum):

@@ -287,3 +287,15 @@ def test_a_float_clamp_is_part_of_its_convolution(clamp: Callable[[Tensor], Tens
     assert found.delegation is not None
     assert found.delegation.units == {"xnnpack": {"StaticTranspose": 2, "Conv2d": 1}}
     assert found.delegation.layout_copies == 2
+
+
+@pytest.mark.parametrize("approximate", ["none", "tanh"])
+def test_each_gelu_is_the_one_asked_for_and_stays_in_the_delegate(approximate: str, tmp_path: Path) -> None:
+    module, x = nn.GELU(approximate=approximate), torch.linspace(-6, 6, 1201)[None]
+    job = job_of(module, {"input": x})
+    found = exported(job, tmp_path)
+    with runtime.open_session(bundle_of(job, found, tmp_path)) as session:
+        answer = session.run({"input": x.numpy()})["output"]
+    assert sqnr_db(module(x.double()).numpy(), answer) > 135  # the other GELU is 78 dB away
+    assert found.delegation is not None
+    assert set(found.delegation.units) == {"xnnpack"}

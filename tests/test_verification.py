@@ -117,12 +117,14 @@ def test_the_ends_of_every_dynamic_size_are_there() -> None:
     assert all(low <= f["ids"].min() <= f["ids"].max() <= high for f in made[3:])
 
 
-def test_no_input_leaves_the_samples_range_where_it_cannot() -> None:
+def test_state_keeps_what_the_model_computed() -> None:
     samples = [sample(1), sample(2)]
-    whole, within = (synthetic_inputs(INPUTS, (), samples, beyond=beyond) for beyond in (True, False))
-    assert len(within) == len(whole) - 1
-    highest = max(s["x"].max() for s in samples)
-    assert max(f["x"].max() for f in whole) > highest >= max(f["x"].max() for f in within)
+    drawn, zeros = synthetic_inputs(INPUTS, (), samples, state=["x"])  # no input is left that could leave its range
+    assert np.array_equal(drawn["x"], samples[0]["x"])
+    assert not np.array_equal(drawn["ids"], samples[0]["ids"])
+    assert not zeros["x"].any()
+    resized = synthetic_inputs(INPUTS, [SEQ], samples, state=["x"])[2:]
+    assert all(np.array_equal(feeds["x"], samples[0]["x"]) for feeds in resized)
 
 
 def test_synthetic_inputs_are_the_same_each_time() -> None:
