@@ -296,6 +296,6 @@ def test_each_gelu_is_the_one_asked_for_and_stays_in_the_delegate(approximate: s
     found = exported(job, tmp_path)
     with runtime.open_session(bundle_of(job, found, tmp_path)) as session:
         answer = session.run({"input": x.numpy()})["output"]
-    assert sqnr_db(module(x.double()).numpy(), answer) > 135  # the other GELU is 78 dB away
+    assert sqnr_db(module(x.double()).numpy(), answer) > 135  # the other GELU is 82 dB away
     assert found.delegation is not None
     assert set(found.delegation.units) == {"xnnpack"}
