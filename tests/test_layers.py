@@ -15,7 +15,7 @@ THIRD_PARTY_EVERYWHERE = {"numpy", "msgspec"}
 BASE = {"errors", "types", "registry", "profile", "processing", "parity", "measurement", "host", "session", "bundle",
         "toolchains", "report", "quiet", "generation", "folder", "journal", "codec", "formats", "dfloat11",
         "tensorfile"}  # fmt: skip
-RUN = {"inference", "decoding", "verification", "benchmark", "worker", "lossless", "lossless_folder",
+RUN = {"inference", "decoding", "verification", "benchmark", "place", "worker", "lossless", "lossless_folder",
        "lossless_groups", "lossless_writer"}  # fmt: skip
 PIPELINE = {
     "model",
