@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edgekit.exporters._tflite_conversion import TO_NCHW, TO_NHWC
-from edgekit.exporters._tflite_file import operators, parse_model
 from edgekit.exporting import ExportJob
 from edgekit.runtimes._litert_delegation import origins
+from edgekit.runtimes._litert_file import operators, parse_model
 from edgekit.types import TensorSpec
 
 if TYPE_CHECKING:

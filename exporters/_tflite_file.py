@@ -1,10 +1,9 @@
-"""What the TFLite exporter reads from flatbuffers and changes in them."""
+"""What the TFLite exporter reads from the files it writes."""
 
 from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,27 +12,11 @@ from edgekit.errors import UnsupportedModel
 from edgekit.exporting import found_precision
 from edgekit.quiet import quiet
 from edgekit.runtimes._litert_delegation import WEIGHT_OPS, module_of
+from edgekit.runtimes._litert_file import operators, parse_model
 from edgekit.types import DType, Precision
 
 DTYPES: dict[str, DType] = {"FLOAT32": "float32", "FLOAT16": "float16", "INT8": "int8", "UINT8": "uint8",
                             "INT16": "int16", "INT32": "int32", "INT64": "int64", "BOOL": "bool"}  # fmt: skip
-
-
-def parse_model(content: bytes) -> Any:
-    """The flatbuffer as objects of LiteRT's schema."""
-    from ai_edge_litert.tools import flatbuffer_utils
-
-    return flatbuffer_utils.read_model_from_bytearray(content)
-
-
-def operators(model: Any) -> Iterator[tuple[str, Any]]:
-    """Op type and operator, in execution order."""
-    from ai_edge_litert.schema_py_generated import BuiltinOperator
-
-    names = {code: name for name, code in vars(BuiltinOperator).items() if isinstance(code, int)}
-    codes = [max(code.builtinCode, code.deprecatedBuiltinCode) for code in model.operatorCodes]
-    for operator in model.subgraphs[0].operators:
-        yield names.get(codes[operator.opcodeIndex], "CUSTOM"), operator
 
 
 def module(model: Any, kind: str, operator: Any) -> str | None:

@@ -11,11 +11,12 @@ import numpy as np
 from edgekit.compression import Progress, Quantization
 from edgekit.errors import UnsupportedModel
 from edgekit.exporters._tflite_conversion import TO_NHWC
-from edgekit.exporters._tflite_file import module, operators, parse_model
+from edgekit.exporters._tflite_file import module
 from edgekit.exporting import ExportJob
 from edgekit.processing import Array, Arrays
 from edgekit.quiet import quiet
 from edgekit.ranges import zero_on_step
+from edgekit.runtimes._litert_file import operators, parse_model
 from edgekit.runtimes.litert import SIGNATURE
 from edgekit.types import TensorSpec
 

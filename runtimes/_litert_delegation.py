@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 
 from edgekit.bundle import Delegation, Fallback
+from edgekit.runtimes._litert_file import MOVES
 from edgekit.types import Value
 
 UNIT = "xnnpack"
 DELEGATE = "DELEGATE"
-MOVES = {"TRANSPOSE", "SPACE_TO_DEPTH", "DEPTH_TO_SPACE"}
 WEIGHT_OPS = {"CONV_2D", "CONV_3D", "DEPTHWISE_CONV_2D", "TRANSPOSE_CONV", "FULLY_CONNECTED", "BATCH_MATMUL",
               "EMBEDDING_LOOKUP", "GATHER", "UNIDIRECTIONAL_SEQUENCE_LSTM"}  # fmt: skip
 BORDERS = {"QUANTIZE", "DEQUANTIZE"}  # between float and integer tensors, at home on both sides
@@ -88,29 +88,6 @@ def delegated(interpreter: Any) -> Delegation:
             if index not in taken
         ),
     )
-
-
-def only_layout_copies(content: bytes) -> bytes:
-    """The model without its other ops, so that what its layout copies take can be timed: no binding tells it."""
-    from ai_edge_litert.schema_py_generated import BuiltinOperator
-    from ai_edge_litert.tools import flatbuffer_utils
-
-    model = flatbuffer_utils.read_model_from_bytearray(content)
-    graph = model.subgraphs[0]
-    moves = {getattr(BuiltinOperator, kind) for kind in MOVES}
-    codes = [max(code.builtinCode, code.deprecatedBuiltinCode) for code in model.operatorCodes]
-    graph.operators = [operator for operator in graph.operators if codes[operator.opcodeIndex] in moves]
-    read = dict.fromkeys(index for operator in graph.operators for index in operator.inputs if index >= 0)
-    written = dict.fromkeys(index for operator in graph.operators for index in operator.outputs)
-    stored = {index for index in read if model.buffers[graph.tensors[index].buffer].data is not None}
-    graph.inputs = [index for index in read if index not in stored and index not in written]
-    graph.outputs = list(written)
-    needed = {graph.tensors[index].buffer for index in stored}
-    for index, buffer in enumerate(model.buffers):
-        if index not in needed:
-            buffer.data = None
-    model.subgraphs, model.signatureDefs = [graph], []
-    return bytes(flatbuffer_utils.convert_object_to_bytearray(model))
 
 
 def median_seconds(call: Callable[[], object], calls: int = 9) -> float:

@@ -16,7 +16,8 @@ from edgekit.bundle import Bundle, Delegation
 from edgekit.errors import BundleCorrupt, InvalidInput, ToolchainMissing
 from edgekit.processing import Array, Arrays
 from edgekit.quiet import quiet_native
-from edgekit.runtimes._litert_delegation import delegated, median_seconds, only_layout_copies
+from edgekit.runtimes._litert_delegation import delegated, median_seconds
+from edgekit.runtimes._litert_file import only_layout_copies
 from edgekit.session import CountedSession, by_size
 from edgekit.types import DynamicDim, TensorSpec, entry_points
 

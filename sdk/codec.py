@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from edgekit import registry
 from edgekit.errors import CorruptWeights, EdgekitError, InvalidInput
+from edgekit.host import cores
 from edgekit.processing import Array
 
 FORMATS = "edgekit.formats"
@@ -25,6 +26,7 @@ AUTO = "df11x"  # the smallest on disk; what multiplies faster is made from it w
 SMALLEST = 4096  # weights; below it tables and offsets eat the gain, and nobody notices the bytes
 WORTH = 0.9  # of the raw size: anything larger is not worth decoding
 RAW_BITS = 16
+LEAST_SHARE = 1 << 20  # weights that a thread decodes in about 1 ms; for fewer it is not worth its start
 
 Bits = NDArray[np.uint16]
 Parts = dict[str, NDArray[Any]]  # what a codec stores for one tensor: named arrays of u1, u2, u4, i4 or i8
@@ -72,12 +74,13 @@ def encode(bits: Bits, codec: str) -> Encoded:
     return coded
 
 
-def decode(encoded: Encoded, threads: int = 1) -> Bits:
+def decode(encoded: Encoded) -> Bits:
     """The very patterns that were encoded. Raises `CorruptWeights` when parts, shape or checksum do not fit.
 
-    `threads` work where the native decoder was built; NumPy uses one.
+    All cores work on a large tensor where the native decoder was built; NumPy uses one.
     """
     module: Codec = registry.load(FORMATS, encoded.codec)
+    threads = max(1, min(cores(), math.prod(encoded.shape) // LEAST_SHARE))
     bits = module.decode(encoded.parts, encoded.shape, threads)
     if (found := _crc32(bits)) != encoded.crc32:
         raise CorruptWeights(f"the decoded weights have crc32 {found:08x}, not the recorded {encoded.crc32:08x}")

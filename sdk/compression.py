@@ -136,7 +136,10 @@ def weight_layers(module: nn.Module) -> Iterator[tuple[str, WeightLayer]]:
 def layer_parameters(
     module: nn.Module, kinds: type[nn.Module] | UnionType
 ) -> Iterator[tuple[nn.Module, TensorSpec, Tensor]]:
-    """Layer, spec and value of every parameter that the layers of these kinds hold themselves."""
+    """Layer, spec and value of every parameter that the layers of these kinds hold themselves.
+
+    A MultiheadAttention does hold its in-projection; only its out-projection is a Linear.
+    """
     for path, layer in module.named_modules():
         if isinstance(layer, kinds):
             for name, tensor in layer.named_parameters(recurse=False):

@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
+from itertools import pairwise
 
 from edgekit.codec import Bits
 from edgekit.errors import CorruptWeights, InvalidInput
@@ -66,6 +67,15 @@ class Group(Value, frozen=True, kw_only=True):
         except CorruptWeights as error:
             raise CorruptWeights(f"'{self.path}': {error}") from error
         return dict(zip(self.tensors, found, strict=True))
+
+    def check(self, parts: Mapping[str, Array]) -> int:
+        """Decode the stream without shapes and return its number of weights. Raises `CorruptWeights`."""
+        cuts = parts["split_positions"]
+        if cuts.size + 1 != len(self.tensors):
+            raise CorruptWeights(f"'{self.path}' holds {cuts.size + 1} tensors, and {CONFIG} names {len(self.tensors)}")
+        edges = [0, *cuts.reshape(-1).tolist(), parts["sign_mantissa"].size]
+        sizes = [(end - begin,) for begin, end in pairwise(edges)]
+        return sum(bits.size for bits in self.decode(parts, dict(zip(self.tensors, sizes, strict=True))).values())
 
 
 def plan_groups(shapes: Mapping[str, tuple[int, ...]]) -> tuple[Patterns, tuple[Group, ...]]:

@@ -20,7 +20,7 @@ def host_state() -> HostState:
         machine=platform.machine(),
         system=f"{platform.system()} {platform.release()}",
         cpu=_cpu_name(),
-        cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
+        cores=cores(),
         python=platform.python_version(),
         governor=_read(CPUFREQ / "scaling_governor"),
         clock_min_hz=_number(CPUFREQ / "scaling_min_freq", 1e3),
@@ -28,6 +28,11 @@ def host_state() -> HostState:
         clock_now_hz=_number(CPUFREQ / "scaling_cur_freq", 1e3) or _clock_now_hz(),
         temperature_c=_number(THERMAL, 1e-3),
     )
+
+
+def cores() -> int:
+    """Cores this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def peak_rss_bytes() -> int:

@@ -1,6 +1,6 @@
 """Compress the weights of a folder without losing a bit, bring them back, and check that nothing changed.
 
-Everything goes tensor by tensor: what is in memory at a time is one tensor and its coded form.
+Everything goes tensor by tensor: in memory is one that is hashed or written, and the next with its coded form.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -130,11 +131,13 @@ def verify_weights(folder: str | Path, *, progress: Progress = lambda step: None
     """
     opened = LosslessFolder.open(folder)
     advance = _percent(progress, "verify", opened.manifest.bytes)
-    for file in opened.manifest.files:
-        for piece in opened.source_file(file):
-            advance(piece.nbytes)
-        if file_sha256(opened.path / file.path) != file.stored_sha256:  # a bit that no tensor needs
-            raise CorruptWeights(f"'{opened.path / file.path}' was altered: its sha256 is not the recorded one")
+    with ThreadPoolExecutor(1) as beside:
+        for file in opened.manifest.files:
+            hashing = beside.submit(file_sha256, opened.path / file.path)
+            for piece in opened.source_file(file):
+                advance(piece.nbytes)
+            if hashing.result() != file.stored_sha256:  # a bit that no tensor needs
+                raise CorruptWeights(f"'{opened.path / file.path}' was altered: its sha256 is not the recorded one")
     for other in opened.manifest.others:
         opened.check_other(other)
         advance(other.bytes)

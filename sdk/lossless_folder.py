@@ -12,9 +12,11 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
+from typing import TypeVar
 
 import msgspec
 import numpy as np
@@ -35,6 +37,8 @@ CODED_DTYPE = "BF16"
 RAW, TIED = "raw", "tied"  # beside the names of formats
 GROUPED = "df11"  # the format that codes several tensors as one stream
 
+Item = TypeVar("Item")
+Made = TypeVar("Made")
 Content = tuple[str, int, str]  # sha256, bytes and dtype of a tensor: what those have in common that are tied
 
 
@@ -160,9 +164,10 @@ class LosslessFolder:
     def source_file(self, file: TensorFileRecord) -> Iterator[NDArray[np.uint8]]:
         """A source file, first its header, then tensor by tensor. Raises `CorruptWeights` where a bit is another."""
         whole = hashlib.sha256()
-        for piece in itertools.chain([head(file.header)], (self.raw(_at(file, t.name)) for t in file.tensors)):
-            whole.update(piece.data)
+        tensors = one_ahead(self.raw, (_at(file, tensor.name) for tensor in file.tensors))
+        for piece in itertools.chain([head(file.header)], tensors):
             yield piece
+            whole.update(piece.data)  # after whoever asked let go of the piece before, and while the next is decoded
         if whole.hexdigest() != file.sha256:
             raise CorruptWeights(f"'{self.path / file.path}' does not make the source's sha256: its header was altered")
 
@@ -269,6 +274,17 @@ class LosslessFolder:
 def stored_names(tensor: TensorRecord) -> tuple[str, ...]:
     """What the tensor is stored as."""
     return (tensor.name,) if tensor.codec == RAW else tuple(f"{tensor.name}.{part}" for part in tensor.parts)
+
+
+def one_ahead(make: Callable[[Item], Made], items: Iterable[Item]) -> Iterator[Made]:
+    """What `make` makes of each item, in order; a thread makes the next one, and no more, while one is used."""
+    waiting = iter(items)
+    with ThreadPoolExecutor(1) as pool:
+        coming = [pool.submit(make, item) for item in itertools.islice(waiting, 1)]
+        while coming:
+            ready = coming.pop().result()
+            coming += [pool.submit(make, item) for item in itertools.islice(waiting, 1)]
+            yield ready
 
 
 def head(header: str) -> NDArray[np.uint8]:

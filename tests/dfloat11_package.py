@@ -72,13 +72,15 @@ from transformers import AutoModelForCausalLM
 model = AutoModelForCausalLM.from_pretrained(sys.argv[1], dtype="bfloat16")
 sys.modules.update({name: MagicMock() for name in ("cupy", "pkg_resources", "accelerate", "accelerate.utils")})
 from dfloat11 import compress_model
-compress_model(model, json.loads(sys.argv[3]), sys.argv[2], check_correctness=False)
+compress_model(model, json.loads(sys.argv[3]), sys.argv[2], save_single_file=bool(sys.argv[4]), check_correctness=False)
 """
 
 
-def package_compress_model(source: Path, out: Path, patterns: Mapping[str, Sequence[str]]) -> None:
+def package_compress_model(
+    source: Path, out: Path, patterns: Mapping[str, Sequence[str]], one_file: bool = True
+) -> None:
     """Have the package compress a Hugging Face folder; what it imports to decode on a GPU is left out."""
-    command = [sys.executable, "-c", COMPRESS, str(source), str(out), json.dumps(patterns)]
+    command = [sys.executable, "-c", COMPRESS, str(source), str(out), json.dumps(patterns), "one" * one_file]
     subprocess.run(command, check=True, capture_output=True)
 
 

@@ -7,10 +7,11 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from weights import layer
+from weights import Bits, layer
 
-from edgekit.codec import NoGain, bits_per_weight, decode, encode
+from edgekit.codec import LEAST_SHARE, NoGain, Parts, bits_per_weight, decode, encode
 from edgekit.errors import CorruptWeights, InvalidInput, UnknownName
+from edgekit.formats import df12
 
 
 def test_auto_is_the_smallest_form_and_comes_back_bit_for_bit() -> None:
@@ -24,6 +25,33 @@ def test_auto_is_the_smallest_form_and_comes_back_bit_for_bit() -> None:
 def test_bits_per_weight_counts_the_bytes_of_every_part() -> None:
     coded = encode(layer(64, 256), "df12")
     assert bits_per_weight(coded) == sum(len(part.tobytes()) for part in coded.parts.values()) * 8 / (64 * 256)
+
+
+@pytest.mark.parametrize(
+    ("weights", "cores", "threads"),
+    [
+        (1 << 14, 8, 1),
+        (2 * LEAST_SHARE - 1024, 8, 1),
+        (2 * LEAST_SHARE, 8, 2),
+        (3 * LEAST_SHARE, 1, 1),
+        (3 * LEAST_SHARE, 2, 2),
+        (3 * LEAST_SHARE, 8, 3),
+    ],
+)
+def test_every_core_takes_a_share_that_is_worth_its_start(
+    weights: int, cores: int, threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked, decode_df12 = list[int](), df12.decode
+
+    def spy(parts: Parts, shape: tuple[int, ...], threads: int) -> Bits:
+        asked.append(threads)
+        return decode_df12(parts, shape, threads)
+
+    monkeypatch.setattr(df12, "decode", spy)
+    monkeypatch.setattr("edgekit.codec.cores", lambda: cores)
+    bits = np.full((weights // 1024, 1024), 0x3F80, np.uint16)
+    assert np.array_equal(decode(encode(bits, "df12")), bits)
+    assert asked == [threads]
 
 
 def test_the_checksum_is_that_of_the_raw_little_endian_bytes() -> None:

@@ -13,10 +13,10 @@ import pytest
 
 from edgekit.bundle import MANIFEST, Bundle, record_file
 from edgekit.errors import BundleCorrupt, InvalidInput, ToolchainMissing
-from edgekit.exporters._tflite_file import operators, parse_model
 from edgekit.processing import Arrays
 from edgekit.runtimes import litert
-from edgekit.runtimes._litert_delegation import only_layout_copies, origins
+from edgekit.runtimes._litert_delegation import origins
+from edgekit.runtimes._litert_file import only_layout_copies, operators, parse_model
 from edgekit.source import load
 from edgekit.types import DynamicDim
 from tests.tflite_jobs import STATIC, bundle_of, job_of

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from edgekit.compression import CompressedModel, PassContext, Quantization
+from edgekit.compression import CompressedModel, Pass, PassContext, Quantization
 from edgekit.dataset import Dataset, load_dataset
 from edgekit.drafting import ExportOptions
 from edgekit.errors import InvalidInput, UnknownName
@@ -107,6 +107,40 @@ def test_corrected_biases_restore_every_mean_output(pixels_npz: Path) -> None:
 
 def _channel_mean(output: torch.Tensor) -> torch.Tensor:
     return output.double().mean(dim=(0, 2, 3) if output.dim() == 4 else 0)
+
+
+class Attention(nn.Module):
+    """A layer whose largest weight is no Linear's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention, self.head = nn.MultiheadAttention(64, 4, batch_first=True), nn.Linear(64, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        answer: torch.Tensor = self.head(self.attention(x, x, x, need_weights=False)[0])
+        return answer
+
+
+@pytest.mark.parametrize("step", [Int8Static(), Int8Dynamic(), Int8WeightOnly(), Int4Group()])
+def test_the_projections_of_attention_are_changed_too(step: Pass) -> None:
+    model = load(Attention().eval(), torch.rand(1, 5, 64))
+    data = Dataset("here", ({"x": np.ones((1, 5, 64), np.float32)},))
+    changes = step.apply(CompressedModel(model=model, calibration=data), context(model, data)).changes
+    assert {change.tensor: change.reason is None for change in changes} == {
+        f"{layer}{kind}": kind == "weight"
+        for layer in ("attention.in_proj_", "attention.out_proj.", "head.")
+        for kind in ("weight", "bias")
+    }
+
+
+@pytest.mark.toolchain
+def test_as_many_bytes_are_changed_as_the_file_holds_in_int8(tmp_path: Path) -> None:
+    model = load(Attention().eval(), torch.rand(1, 5, 64))
+    options = ExportOptions(format="onnx", precision="int8-dynamic", sqnr_db_min=5.0, measure=False)
+    made = export(model, "raspberrypi5", tmp_path / "out", options).manifest
+    changed = sum(change.bytes_after for change in made.changes if change.after == "int8")
+    assert changed == 64 * (3 * 64 + 64 + 10)
+    assert 0 <= made.precision.weight_bytes["int8"] - changed < 0.05 * changed  # zero points
 
 
 def test_a_model_without_a_batch_axis_keeps_its_biases_with_the_reason(pixels_npz: Path) -> None:

@@ -23,36 +23,26 @@ if TYPE_CHECKING:
 def export(
     model: given.ModelRef,
     device: given.DeviceName,
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder to make; must not exist.")],
+    output: given.Output,
     format: given.Format = "auto",
     precision: given.Precision = "auto",
     calibration: given.Calibration = None,
-    samples: Annotated[
-        str | None, typer.Option("--samples", help="Real inputs to verify with: image folder, file.npz, builtin:NAME.")
-    ] = None,
+    samples: given.Samples = None,
     input: given.Inputs = None,
     dynamic: given.Dynamic = None,
     context: given.Context = None,
-    plan: Annotated[Path | None, typer.Option("--plan", help="Do what this plan.json says (edgekit plan -o).")] = None,
+    plan: given.PlanFile = None,
     min_cosine: given.MinCosine = None,
     min_sqnr_db: given.MinSqnr = None,
-    max_drop: Annotated[
-        float | None, typer.Option("--max-drop", help="Parity gate: most percentage points of top-1 to lose.")
-    ] = None,
+    max_drop: given.MaxDrop = None,
     max_memory_mb: given.MaxMemory = None,
-    min_delegated: Annotated[
-        float | None, typer.Option("--min-delegated", help="Fail when fewer percent of the ops run on the main unit.")
-    ] = None,
-    no_fallback: Annotated[bool, typer.Option("--no-fallback", help="The same as --min-delegated 100.")] = False,
+    min_delegated: given.MinDelegated = None,
+    no_fallback: given.NoFallback = False,
     option: given.ExporterOptions = None,
-    keep_intermediates: Annotated[
-        bool, typer.Option("--keep-intermediates", help="Keep files that help debugging (ETRecord, float graph).")
-    ] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print plan and forecast, write nothing.")] = False,
-    force: Annotated[
-        bool, typer.Option("--force", help="Replace an existing bundle; keep one that misses parity, marked so.")
-    ] = False,
-    measure: Annotated[bool, typer.Option(help="Time the bundle on this machine at the end.")] = True,
+    keep_intermediates: given.KeepIntermediates = False,
+    dry_run: given.DryRun = False,
+    force: given.ForceBundle = False,
+    measure: given.Measure = True,
     trust_remote_code: given.TrustRemoteCode = False,
     json: given.Json = False,
     quiet: given.Quiet = False,
@@ -67,7 +57,6 @@ def export(
     from edgekit.drafting import ExportOptions, draft
     from edgekit.folder import check_free
     from edgekit.multiformat import check_folder, choose_formats, export_formats
-    from edgekit.report import cells, report
     from edgekit.source import load
 
     several = choose_formats(format) if format == "all" or "," in format else ()
@@ -110,15 +99,7 @@ def export(
         return 0
     if several:
         return _show_formats(compared, output, json)
-    found = report(bundle, next_command=_next(bundle))
-    if json:
-        show_json(found)
-    else:
-        show_pairs(cells(found.rows[0]))
-        say(f"\nNext:  {found.next_command}")
-    warn(found.warnings)
-    parity = bundle.manifest.parity
-    return 0 if parity and parity.ok else 1
+    return _show_bundle(bundle, json)
 
 
 @given.verb("plan", "edgekit plan -m zoo:minilm_l6 -d raspberrypi4 -o plan.json\n\n"
@@ -198,6 +179,21 @@ def _show_draft(drafted: Draft, json: bool) -> None:
         say("")
         show_table(["pass", "kept", "because", "for example"], rows)
     warn(drafted.warnings)
+
+
+def _show_bundle(bundle: Bundle, json: bool) -> int:
+    """The rows of one format; 1 when it missed parity and was kept by force."""
+    from edgekit.report import cells, report
+
+    found = report(bundle, next_command=_next(bundle))
+    if json:
+        show_json(found)
+    else:
+        show_pairs(cells(found.rows[0]))
+        say(f"\nNext:  {found.next_command}")
+    warn(found.warnings)
+    parity = bundle.manifest.parity
+    return 0 if parity and parity.ok else 1
 
 
 def _show_formats(found: Report, output: Path, json: bool) -> int:

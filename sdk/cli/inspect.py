@@ -36,16 +36,18 @@ def verify(
 ) -> int:
     """Check every file of a bundle, run its golden samples here, and compare with PyTorch's answers. Needs no torch.
 
-    Of a folder that `edgekit compress` wrote, decode every tensor and compare it with the source's sha256.
+    Of a folder that `edgekit compress` wrote, decode every tensor and compare it with the source's sha256; of one that
+    the dfloat11 package made, which holds no hashes, decode every stream.
     """
     from edgekit.bundle import Bundle
+    from edgekit.dfloat11_folder import is_dfloat11
     from edgekit.lossless_folder import MANIFEST as LOSSLESS
     from edgekit.parity import with_gates
     from edgekit.report import parity_text
     from edgekit.verification import stored_tolerance
     from edgekit.verification import verify as verify_bundle
 
-    if (bundle / LOSSLESS).is_file():
+    if (bundle / LOSSLESS).is_file() or is_dfloat11(bundle):
         if min_cosine is not None or min_sqnr_db is not None:
             raise InvalidInput(f"'{bundle}' holds lossless weights: every bit counts, and there is no gate to move")
         return verify_lossless(bundle, json, quiet)

@@ -14,6 +14,7 @@ from edgekit.cli.output import progress, say, show_json, show_pairs, show_table,
 from edgekit.types import Value
 
 if TYPE_CHECKING:
+    from edgekit.dfloat11_folder import StreamCheck
     from edgekit.lossless_folder import LosslessManifest, TensorRecord
 
 REASONS_SHOWN = 8
@@ -43,7 +44,7 @@ class Summary(Value, frozen=True, kw_only=True):
 @given.verb("compress", "edgekit compress -m my_model_folder -o out\n\nNext:  edgekit verify out")
 def compress(
     model: Annotated[Path, typer.Option("--model", "-m", help="A Hugging Face folder, or one .safetensors file.")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder to make; must not exist.")],
+    output: given.Output,
     codec: Annotated[str, typer.Option("--codec", help="auto, or one of `edgekit list formats`.")] = "auto",
     force: Annotated[bool, typer.Option("--force", help="Replace a folder that compress made.")] = False,
     json: given.Json = False,
@@ -74,7 +75,7 @@ def compress(
 @given.verb("decompress", "edgekit decompress -m out -o my_model_folder")
 def decompress(
     model: Annotated[Path, typer.Option("--model", "-m", help="Folder that compress, or dfloat11, made.")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder to make; must not exist.")],
+    output: given.Output,
     json: given.Json = False,
     quiet: given.Quiet = False,
 ) -> int:
@@ -98,9 +99,14 @@ def decompress(
 
 
 def verify_lossless(folder: Path, json: bool, quiet: bool) -> int:
-    """Check every bit of a folder that `compress` made; a wrong one is an error."""
+    """Check every bit of a folder that `compress` made, and of dfloat11's what can be; a wrong one is an error."""
+    from edgekit.dfloat11_folder import is_dfloat11, verify_dfloat11
     from edgekit.lossless import verify_weights
 
+    if is_dfloat11(folder):
+        with progress(quiet) as step:
+            _show_streams(verify_dfloat11(folder, progress=step), json)
+        return 0
     with progress(quiet) as step:
         manifest = verify_weights(folder, progress=step)
     if json:
@@ -114,6 +120,19 @@ def verify_lossless(folder: Path, json: bool, quiet: bool) -> int:
         ]
     )
     return 0
+
+
+def _show_streams(found: StreamCheck, json: bool) -> None:
+    if json:
+        show_json(found)
+        return
+    show_pairs(
+        [
+            ("files", f"ok  {found.files} safetensors files are whole, with {found.raw_tensors} raw tensors"),
+            ("streams", f"ok  {found.streams} decode to all {found.weights} weights of {found.tensors} tensors"),
+            ("source", f"not checked: {found.not_checked}"),
+        ]
+    )
 
 
 def summarize(folder: Path, manifest: LosslessManifest) -> Summary:

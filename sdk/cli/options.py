@@ -1,4 +1,4 @@
-"""Options that several verbs share, and how a verb is declared."""
+"""The options of `export` and those that several verbs share, and how a verb is declared."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ ModelRef = Annotated[
         help="zoo:NAME, file.py:factory, package.module:factory, a Hugging Face folder, or model.pt2.",
     ),
 ]
+Output = Annotated[Path, typer.Option("--output", "-o", help="Folder to make; must not exist.")]
 DeviceName = Annotated[
     str, typer.Option("--device", "-d", help="Profile id, product or SoC name, or a TOML path; see `edgekit devices`.")
 ]
@@ -33,6 +34,10 @@ Calibration = Annotated[
     str | None,
     typer.Option("--calibration", help="Samples that set int8 ranges: image folder, file.npz, builtin:NAME."),
 ]
+Samples = Annotated[
+    str | None, typer.Option("--samples", help="Real inputs to verify with: image folder, file.npz, builtin:NAME.")
+]
+PlanFile = Annotated[Path | None, typer.Option("--plan", help="Do what this plan.json says (edgekit plan -o).")]
 ExporterOptions = Annotated[
     list[str] | None,
     typer.Option("--option", help="NAME=VALUE of the exporter, or FORMAT.NAME=VALUE. Repeatable."),
@@ -53,6 +58,22 @@ TrustRemoteCode = Annotated[
 MaxMemory = Annotated[float | None, typer.Option("--max-memory-mb", help="Fail above this many MB.")]
 MinCosine = Annotated[float | None, typer.Option("--min-cosine", help="Parity gate: least cosine of any sample.")]
 MinSqnr = Annotated[float | None, typer.Option("--min-sqnr-db", help="Parity gate: least SQNR over all samples.")]
+
+MaxDrop = Annotated[
+    float | None, typer.Option("--max-drop", help="Parity gate: most percentage points of top-1 to lose.")
+]
+MinDelegated = Annotated[
+    float | None, typer.Option("--min-delegated", help="Fail when fewer percent of the ops run on the main unit.")
+]
+NoFallback = Annotated[bool, typer.Option("--no-fallback", help="The same as --min-delegated 100.")]
+KeepIntermediates = Annotated[
+    bool, typer.Option("--keep-intermediates", help="Keep files that help debugging (ETRecord, float graph).")
+]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Print plan and forecast, write nothing.")]
+ForceBundle = Annotated[
+    bool, typer.Option("--force", help="Replace an existing bundle; keep one that misses parity, marked so.")
+]
+Measure = Annotated[bool, typer.Option("--measure/--no-measure", help="Time the bundle on this machine at the end.")]
 
 
 def verb(name: str, example: str) -> Callable[[F], F]:

@@ -47,8 +47,9 @@ class Int4Group(Pass, frozen=True, kw_only=True, tag="int4_group"):
     def apply(self, model: CompressedModel, context: PassContext) -> CompressedModel:
         """Decide the scheme."""
         check_modules(self.keep_float, model)
+        layers = nn.Linear | nn.MultiheadAttention | nn.Embedding
         changes = []
-        for layer, spec, tensor in layer_parameters(model.model.module, nn.Linear | nn.Embedding):
+        for layer, spec, tensor in layer_parameters(model.model.module, layers):
             looked_up = "a lookup, not a product" if isinstance(layer, nn.Embedding) else None
             reason = looked_up or self.reject(spec, context.device)
             size = tensor.numel() // 2 + SCALE_BYTES * (tensor.numel() // self.group_size)

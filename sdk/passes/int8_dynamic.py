@@ -45,7 +45,7 @@ class Int8Dynamic(Pass, frozen=True, kw_only=True, tag="int8_dynamic"):
     def apply(self, model: CompressedModel, context: PassContext) -> CompressedModel:
         """Decide the scheme."""
         check_modules(self.keep_float, model)
-        layers = nn.Linear | nn.Embedding | nn.Conv1d | nn.Conv2d
+        layers = nn.Linear | nn.MultiheadAttention | nn.Embedding | nn.Conv1d | nn.Conv2d
         changes = [
             record(self, spec, tensor, self.reject(spec, context.device), "int8", tensor.numel())
             for _, spec, tensor in layer_parameters(model.model.module, layers)

@@ -62,7 +62,7 @@ class Int8Static(Pass, frozen=True, kw_only=True, tag="int8_static"):
         axis = "per_channel axis 0" if self.per_channel else "per_tensor"
         changes = [
             record(self, spec, tensor, self.reject(spec, context.device), f"int8 {axis}", tensor.numel())
-            for _, spec, tensor in layer_parameters(model.model.module, WeightLayer)
+            for _, spec, tensor in layer_parameters(model.model.module, WeightLayer | nn.MultiheadAttention)
         ]
         scheme = Quantization(
             scheme="static",

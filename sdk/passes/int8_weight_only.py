@@ -39,7 +39,7 @@ class Int8WeightOnly(Pass, frozen=True, kw_only=True, tag="int8_weight_only"):
     def apply(self, model: CompressedModel, context: PassContext) -> CompressedModel:
         """Decide the scheme."""
         check_modules(self.keep_float, model)
-        layers = nn.Linear | nn.Embedding | nn.Conv1d | nn.Conv2d
+        layers = nn.Linear | nn.MultiheadAttention | nn.Embedding | nn.Conv1d | nn.Conv2d
         changes = [
             record(self, spec, tensor, self.reject(spec, context.device), "int8 per_channel axis 0", tensor.numel())
             for _, spec, tensor in layer_parameters(model.model.module, layers)

@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from time import sleep
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from edgekit import compress_weights, decompress_weights, verify_weights
 from edgekit.codec import encode
 from edgekit.dfloat11 import DFloat11Config, stored_groups
-from edgekit.lossless_folder import LosslessFolder, LosslessManifest, Place
+from edgekit.lossless_folder import LosslessFolder, LosslessManifest, Place, one_ahead
 from edgekit.tensorfile import TensorFile
 
 CODECS = ("auto", "df11", "df11x", "df12")
@@ -127,13 +128,27 @@ def test_a_header_is_kept_to_the_letter(tmp_path: Path) -> None:
     assert (tmp_path / "back" / "m.safetensors").read_bytes() == (tmp_path / "m.safetensors").read_bytes()
 
 
+def test_one_tensor_is_made_while_one_is_used_and_no_more() -> None:
+    made = list[int]()
+
+    def make(number: int) -> int:
+        made.append(number)
+        return number
+
+    for used, number in enumerate(one_ahead(make, range(9))):
+        sleep(0.01)  # enough for a thread that would run on
+        assert number == used
+        assert len(made) <= used + 2
+    assert list(one_ahead(make, [])) == []
+
+
 PEAK = """
 import sys
 from edgekit import compress_weights, decompress_weights, lossless, verify_weights
 from edgekit.host import peak_rss_bytes
-verbs = {"compress": lambda: compress_weights(sys.argv[2], sys.argv[3], "df12"),
-         "decompress": lambda: decompress_weights(sys.argv[3], sys.argv[4]),
-         "verify": lambda: verify_weights(sys.argv[3])}
+verbs = {"compress": lambda: compress_weights(sys.argv[3], sys.argv[4], sys.argv[2]),
+         "decompress": lambda: decompress_weights(sys.argv[4], sys.argv[5]),
+         "verify": lambda: verify_weights(sys.argv[4])}
 before = peak_rss_bytes()
 verbs[sys.argv[1]]()
 print(peak_rss_bytes() - before)
@@ -141,15 +156,17 @@ print(peak_rss_bytes() - before)
 
 
 @pytest.mark.slow
-def test_memory_is_that_of_two_tensors_and_not_of_the_model(tmp_path: Path) -> None:
-    """Resident memory of a process for each verb, maps included, over a file of 16 tensors of 8 MB."""
-    tensor_bytes = 8 << 20
-    save_file({f"w{i}": weights(2048, 2048, seed=i) for i in range(16)}, tmp_path / "m.safetensors")
+@pytest.mark.parametrize("codec", ["df11x", "df12"])
+def test_memory_is_that_of_three_tensors_at_most_and_not_of_the_model(codec: str, tmp_path: Path) -> None:
+    """Resident memory of a process for each verb, maps included, over a file of 8 tensors of 32 MB."""
+    tensor_bytes = 32 << 20
+    save_file({f"w{i}": weights(4096, 4096, seed=i) for i in range(8)}, tmp_path / "m.safetensors")
     arguments = [str(tmp_path / name) for name in ("m.safetensors", "out", "back")]
     for verb in ("compress", "verify", "decompress"):
-        run = [sys.executable, "-P", "-c", PEAK, verb, *arguments]
+        run = [sys.executable, "-P", "-c", PEAK, verb, codec, *arguments]
         peak = int(subprocess.run(run, capture_output=True, text=True, check=True).stdout)
-        assert tensor_bytes < peak < 2 * tensor_bytes + (24 << 20), verb  # 24 MB: what a codec works in, and libraries
+        # 40 MB: what a codec works in, libraries, and what malloc keeps for each thread
+        assert tensor_bytes < peak < 3 * tensor_bytes + (40 << 20), (verb, peak)
     assert (tmp_path / "m.safetensors").read_bytes() == (tmp_path / "back" / "m.safetensors").read_bytes()
 
 
