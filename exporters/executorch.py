@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 RUNTIME = "executorch"
 RUNTIME_VERSION_RANGE = "executorch>=1.5,<2"
 DISTRIBUTIONS = ("torch", "torchao", "executorch")
-PRECISIONS: tuple[Precision, ...] = ("fp32", "int8", "int8-dynamic", "w4a8")
+PRECISIONS: tuple[Precision, ...] = ("fp32", "lossless", "int8", "int8-dynamic", "w4a8")
 REPRO = """from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
 from executorch.exir import to_edge_transform_and_lower
 

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 RUNTIME = "onnxruntime"
 RUNTIME_VERSION_RANGE = "onnxruntime>=1.20,<2"
 DISTRIBUTIONS = ("torch", "onnx", "onnxscript", "onnxruntime")
-PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "int8", "int8-dynamic")
+PRECISIONS: tuple[Precision, ...] = ("fp32", "lossless", "fp16", "int8", "int8-dynamic")
 REPRO = "torch.onnx.export(program, dynamo=True)"
 WEIGHT_OPS = {"Conv", "ConvTranspose", "MatMul", "Gemm", "Gather", "LSTM", "GRU"}
 INTEGER_OPS = {"MatMulInteger", "ConvInteger", "DynamicQuantizeLSTM", "QLinearConv", "QLinearMatMul"}
@@ -44,8 +44,16 @@ class Options(Value, frozen=True, kw_only=True):
 
 
 def reject(job: ExportJob, options: Options) -> list[Refusal]:
-    """ONNX takes every dtype and shape a `Model` can have."""
-    return []
+    """ONNX takes every dtype and shape a `Model` can have, but weights beside the file are found only beside it."""
+    weights = sum({t.data_ptr(): t.nbytes for t in job.program.state_dict.values()}.values())
+    if job.precision != "lossless" or weights <= options.external_data_bytes:
+        return []
+    reason = (
+        f"{weights / 1e6:.0f} MB of weights are above external_data_bytes={options.external_data_bytes}, so they go "
+        "into a second file, and lossless packs only one"
+    )
+    fix = "take --format executorch or tflite, or --option onnx.external_data_bytes=2000000000 where that is enough"
+    return [Refusal(where="weights", reason=reason, fix=fix)]
 
 
 def support(job: ExportJob) -> list[OpSupport]:
@@ -73,7 +81,8 @@ def export(job: ExportJob, out: Path, options: Options, progress: Progress) -> E
     tag_modules(proto)
     with tempfile.TemporaryDirectory(dir=out) as scratch:
         source = Path(scratch) / FILE
-        large = sum(len(tensor.raw_data) for tensor in proto.graph.initializer) > options.external_data_bytes
+        weights = sum(len(tensor.raw_data) for tensor in proto.graph.initializer)
+        large = weights > options.external_data_bytes and job.precision != "lossless"
         save(proto, source, large=True)  # so that graphs are read without their weights where these are not needed
         del proto
         quantize(job, source, out / FILE, large, progress)

@@ -22,7 +22,7 @@ RUNTIME = "litert"
 RUNTIME_VERSION_RANGE = "ai-edge-litert>=2.1,<3"
 DISTRIBUTIONS = ("torch", "litert-torch", "ai-edge-litert", "ai-edge-quantizer")
 REPRO = "import litert_torch\n\nlitert_torch.convert(program.module(), *program.example_inputs)"
-PRECISIONS: tuple[Precision, ...] = ("fp32", "int8", "int8-dynamic", "int8-weight-only")
+PRECISIONS: tuple[Precision, ...] = ("fp32", "lossless", "int8", "int8-dynamic", "int8-weight-only")
 FILE = "model.tflite"
 
 

@@ -39,12 +39,20 @@ class _FileRecord(Value, frozen=True, kw_only=True):
     sha256: str
 
 
+class Unpacked(_FileRecord, frozen=True, kw_only=True):
+    """The model file that a packed one holds; see `edgekit.lossless_artifact`."""
+
+    weights: int  # that are coded
+    bits_per_weight: float | None  # of these, as stored; as float32 they have 32. None where none are coded
+
+
 class Artifact(_FileRecord, frozen=True, kw_only=True):
     """A model file and the runtime that reads it."""
 
     format: str
     runtime: str
     runtime_version_range: str  # "onnxruntime>=1.20,<2"
+    unpacked: Unpacked | None = None  # what the runtime gets, where the file is packed
 
 
 class Asset(_FileRecord, frozen=True, kw_only=True):
@@ -148,6 +156,7 @@ class Bundle:
 
     path: Path
     manifest: Manifest
+    unpacked_at: Path | None = None  # the model file of a packed one, while it is opened
 
     @classmethod
     def open(cls, path: str | Path) -> Bundle:
@@ -166,7 +175,7 @@ class Bundle:
     @property
     def artifact_path(self) -> Path:
         """Where the model file lies."""
-        return self.path / self.artifact.path
+        return self.unpacked_at or self.path / self.artifact.path
 
     @property
     def model_bytes(self) -> int:

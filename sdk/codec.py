@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -27,6 +27,7 @@ SMALLEST = 4096  # weights; below it tables and offsets eat the gain, and nobody
 WORTH = 0.9  # of the raw size: anything larger is not worth decoding
 RAW_BITS = 16
 LEAST_SHARE = 1 << 20  # weights that a thread decodes in about 1 ms; for fewer it is not worth its start
+MOST_PARTS, LONGEST_PART, PART_DIMENSIONS = 8, 16, 3  # of any format
 
 Bits = NDArray[np.uint16]
 Parts = dict[str, NDArray[Any]]  # what a codec stores for one tensor: named arrays of u1, u2, u4, i4 or i8
@@ -90,6 +91,11 @@ def decode(encoded: Encoded) -> Bits:
 def bits_per_weight(encoded: Encoded) -> float:
     """Bits of all parts for each weight; bf16 itself has 16."""
     return 8 * sum(part.nbytes for part in encoded.parts.values()) / math.prod(encoded.shape)
+
+
+def part_names(name: str) -> Iterator[tuple[str, int]]:
+    """Names at least as long and as many as what a coded tensor is stored as, and the most dimensions of each."""
+    return ((f"{name}.{'x' * LONGEST_PART}", PART_DIMENSIONS) for _ in range(MOST_PARTS))
 
 
 def _crc32(bits: Bits) -> int:

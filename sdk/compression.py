@@ -64,6 +64,7 @@ class CompressedModel:
     model: Model
     changes: tuple[Change, ...] = ()
     quantization: Quantization | None = None
+    codec: str | None = None  # of `edgekit.formats`, or `auto`: how the exported file's bf16 weights are stored
     calibration: Dataset | None = None
     warnings: tuple[str, ...] = ()
     output_of: Mapping[str, str] = field(

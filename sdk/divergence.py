@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from edgekit.bundle import Bundle, record_file
-from edgekit.inference import open_session
+from edgekit.inference import open_session, unpacked
 from edgekit.model import Model
 from edgekit.parity import ModuleError, sqnr_db
 from edgekit.processing import Array, Arrays, relaid
@@ -29,10 +29,11 @@ def module_errors(
     `feeds` are in the model's own layout.
     """
     with tempfile.TemporaryDirectory() as folder:
-        out = Path(folder) / bundle.artifact.path
-        found = expose(bundle.artifact_path, out)
+        with unpacked(bundle) as plain:
+            out = Path(folder) / plain.artifact.path
+            found = expose(plain.artifact_path, out)
         exposed = {output_of.get(path, path): spec for path, spec in found.items()}
-        artifact = msgspec.structs.replace(bundle.artifact, **record_file(Path(folder), bundle.artifact.path))
+        artifact = msgspec.structs.replace(plain.artifact, **record_file(Path(folder), plain.artifact.path))
         outputs = (*bundle.manifest.outputs, *exposed.values())
         manifest = msgspec.structs.replace(bundle.manifest, artifacts=(artifact,), outputs=outputs)
         with open_session(Bundle(Path(folder), manifest)) as session:

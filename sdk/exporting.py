@@ -19,7 +19,7 @@ from edgekit.errors import UnsupportedModel, reason_of
 from edgekit.graph import module_path, op_nodes, source_line
 from edgekit.processing import Arrays
 from edgekit.quiet import quiet
-from edgekit.types import DynamicDim, Precision, TensorSpec, Value
+from edgekit.types import FULL_PRECISION, DynamicDim, Precision, TensorSpec, Value
 
 
 class Refusal(Value, frozen=True, kw_only=True):
@@ -172,7 +172,7 @@ def found_precision(
 
     Raises `UnsupportedModel` when fewer bits were asked for and no op has them; `instead` is what to take then.
     """
-    if asked not in ("fp32", "fp16") and not quantized:
+    if asked not in (*FULL_PRECISION, "fp16") and not quantized:
         raise UnsupportedModel(
             f"{asked} was asked for, and not one op of this model could be quantised; its weights stay "
             f"{', '.join(sizes)}: take --precision {instead}"
@@ -238,7 +238,7 @@ class Exporter(Protocol):
     RUNTIME_VERSION_RANGE: str
     DISTRIBUTIONS: tuple[str, ...]  # packages whose versions the manifest records
     REPRO: str  # the plain call of the toolchain on `program`, for scripts that reproduce a failure
-    PRECISIONS: tuple[Precision, ...]  # that it can realise
+    PRECISIONS: tuple[Precision, ...]  # that it can realise; "lossless" needs a single file that opens at any path
     Options: type[Value]
 
     def reject(self, job: ExportJob, options: Value) -> list[Refusal]:

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import tempfile
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
+import msgspec
 import numpy as np
 
 from edgekit import registry
-from edgekit.bundle import Bundle
-from edgekit.errors import InvalidInput
+from edgekit.bundle import Bundle, Delegation
+from edgekit.errors import BundleCorrupt, InvalidInput
+from edgekit.folder import write_errors
+from edgekit.lossless_artifact import PackedFile
 from edgekit.processing import Array, Arrays, ImagePreprocess, check_arrays, read_npz
-from edgekit.session import Session
+from edgekit.session import Runtime, Session
 from edgekit.types import TensorSpec
 
 RUNTIMES = "edgekit.runtimes"
@@ -26,8 +34,52 @@ def open_session(bundle: Bundle | str | Path, *, threads: int = 1) -> Session:
     if threads < 1:
         raise InvalidInput(f"threads must be 1 or more, not {threads}")
     found = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
-    session: Session = registry.load(RUNTIMES, found.artifact.runtime).open_session(found, threads=threads)
-    return session
+    runtime: Runtime = registry.load(RUNTIMES, found.artifact.runtime)
+    with unpacked(found) as plain:
+        return runtime.open_session(plain, threads=threads)
+
+
+def delegation(bundle: Bundle, feeds: Arrays) -> Delegation:
+    """Run a bundle once, and report which unit ran each op."""
+    runtime: Runtime = registry.load(RUNTIMES, bundle.artifact.runtime)
+    with unpacked(bundle) as plain:
+        return runtime.delegation(plain, feeds)
+
+
+@contextlib.contextmanager
+def unpacked(bundle: Bundle) -> Iterator[Bundle]:
+    """The bundle with its model file as it was exported, while a runtime opens it.
+
+    Of a packed one the file is in memory, and gone when nobody maps it any more; where the system has no such files it
+    is a temporary one. Raises `CorruptWeights` that names what cannot be decoded.
+    """
+    packed, plain = bundle.artifact, bundle.artifact.unpacked
+    if plain is None:
+        yield bundle
+        return
+    artifact = msgspec.structs.replace(packed, path=plain.path, bytes=plain.bytes, sha256=plain.sha256, unpacked=None)
+    with _scratch_file() as (stream, path):
+        with write_errors(path):
+            for piece in PackedFile.open(bundle.artifact_path).content():
+                stream.write(piece.data)
+            stream.flush()
+        try:
+            manifest = msgspec.structs.replace(bundle.manifest, artifacts=(artifact,))
+            yield replace(bundle, manifest=manifest, unpacked_at=path)
+        except BundleCorrupt as error:  # that names a file which is gone when it is read
+            raise BundleCorrupt(str(error).replace(str(path), str(bundle.artifact_path))) from error
+
+
+@contextlib.contextmanager
+def _scratch_file() -> Iterator[tuple[IO[bytes], Path]]:
+    """An empty file with a path that other programs can open too, for as long as this lasts."""
+    descriptors = Path(f"/proc/{os.getpid()}/fd")
+    if hasattr(os, "memfd_create") and descriptors.is_dir():
+        with os.fdopen(os.memfd_create("edgekit"), "wb") as stream:
+            yield stream, descriptors / str(stream.fileno())
+    else:
+        with tempfile.NamedTemporaryFile(prefix="edgekit-") as stream:
+            yield stream, Path(stream.name)
 
 
 def prepare(bundle: Bundle, source: str | Path | Array) -> Arrays:

@@ -12,7 +12,7 @@ from pathlib import Path, PurePosixPath
 import msgspec
 
 from edgekit.bundle import file_sha256
-from edgekit.codec import RAW_BITS, SMALLEST, NoGain, Parts, encode
+from edgekit.codec import RAW_BITS, SMALLEST, NoGain, Parts, encode, part_names
 from edgekit.journal import Journal
 from edgekit.lossless_folder import (
     CODED_DTYPE,
@@ -29,11 +29,10 @@ from edgekit.lossless_folder import (
 )
 from edgekit.lossless_groups import GroupPlan, Planned, configured
 from edgekit.lossless_groups import encode as encode_group
-from edgekit.tensorfile import LENGTH_BYTES, SAFETENSORS, TensorEntry, TensorFile, TensorWriter, header_room
+from edgekit.tensorfile import LENGTH_BYTES, TensorEntry, TensorFile, TensorWriter, header_room
 from edgekit.types import Value
 
 CONFIG_FILE = "config.json"
-MOST_PARTS, LONGEST_PART, PART_DIMENSIONS = 8, 16, 3  # of any format: so much room is left in the header
 SMALLEST_BYTES = SMALLEST * RAW_BITS // 8
 LEAST_TIED = 1 << 16  # bytes; below it a second copy costs less than a reader who looks for the tensor by name
 
@@ -187,8 +186,7 @@ class LosslessWriter:
         names = {entry.name for entry in self.weights[at.file].tensors}
         if taken := names & {f"{at.tensor}.{part}" for part in parts}:
             raise NoGain(f"another tensor is called '{min(taken)}'")
-        for part, array in sorted(parts.items(), key=lambda item: -item[1].itemsize):
-            writer.write(f"{at.tensor}.{part}", SAFETENSORS[array.dtype], array.shape, array)
+        writer.write_parts(at.tensor, parts)
         return sum(array.nbytes for array in parts.values())
 
     def _names_to_come(self, path: str, source: TensorFile) -> Iterator[tuple[str, int]]:
@@ -197,7 +195,7 @@ class LosslessWriter:
             yield entry.name, len(entry.shape)
             grouped = Place(file=path, tensor=entry.name) in self.plan.groups
             if grouped or (entry.dtype == CODED_DTYPE and entry.bytes >= SMALLEST_BYTES):
-                yield from ((f"{entry.name}.{'x' * LONGEST_PART}", PART_DIMENSIONS) for _ in range(MOST_PARTS))
+                yield from part_names(entry.name)
 
     def _twin(self, tensor: TensorRecord, planned: Planned | None) -> Place | None:
         """The stored tensor with the same bytes that this one is tied to; a group is always whole."""

@@ -33,6 +33,8 @@ class Tolerance(Value, frozen=True, kw_only=True):
 TOLERANCES: dict[Precision, Tolerance] = {
     # Same arithmetic in another order: rounding only. Measured 114 dB and cosine 1.0000 on the zoo.
     "fp32": Tolerance(cosine_min=0.9999, sqnr_db_min=60.0, top1_agreement_min=1.0),
+    # The very file of fp32, stored in fewer bytes.
+    "lossless": Tolerance(cosine_min=0.9999, sqnr_db_min=60.0, top1_agreement_min=1.0),
     # 11 significant bits give about 60 dB an operation; depth costs some. Large ranges overflow at 65504.
     "fp16": Tolerance(cosine_min=0.999, sqnr_db_min=30.0, top1_agreement_min=0.98, synthetic=False),
     # Good static int8 recipes reach 15 to 20 dB on conv nets; broken ones (clamps observed too early) give 4 to 6.

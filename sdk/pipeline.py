@@ -27,6 +27,7 @@ from edgekit.bundle import (
     record_file,
     write_golden,
 )
+from edgekit.codec import WORTH
 from edgekit.compression import Progress, silent
 from edgekit.dataset import RANDOM_SAMPLES, random_samples
 from edgekit.decoding import CACHES
@@ -38,7 +39,8 @@ from edgekit.folder import building, check_free
 from edgekit.generation import Generation
 from edgekit.golden import golden_run
 from edgekit.graph import module_path, op_nodes, source_line
-from edgekit.inference import RUNTIMES
+from edgekit.inference import delegation
+from edgekit.lossless_artifact import pack
 from edgekit.model import Model
 from edgekit.parity import TOLERANCES, ModuleError, Parity, Tolerance, with_gates
 from edgekit.planning import EXPORTERS, Plan, exporter_options
@@ -49,8 +51,8 @@ from edgekit.report import fallback_text
 from edgekit.source import load
 from edgekit.speedup import against_float
 from edgekit.toolchains import versions
-from edgekit.types import TensorSpec, Value
-from edgekit.verification import References, judge, make_references
+from edgekit.types import FULL_PRECISION, TensorSpec, Value
+from edgekit.verification import References, check_unpacked, judge, make_references
 
 GOLDEN_SAMPLES = 8  # kept in the bundle, so that it can be verified where PyTorch is not
 DIVERGED_DB = 20.0  # a module below this is off, where the gate names no SQNR
@@ -76,7 +78,8 @@ def export(
         progress(f"load {model}")
         model = load(model)
     made = draft(model, device, options, progress)
-    room = 3 * made.forecast.artifact_bytes + model.weight_bytes  # the artifact in the making, and the job that crosses
+    largest = max(made.forecast.artifact_bytes, made.forecast.weight_bytes)  # before it is packed, where it is
+    room = 3 * largest + model.weight_bytes  # the artifact in the making, and the job that crosses
     with building(folder, room, options.force) as partial:
         _build(model, made, partial, options, progress)
     return Bundle.open(out)
@@ -103,6 +106,9 @@ def _build(model: Model, made: Draft, partial: Path, options: ExportOptions, pro
     spread = np.linspace(0, len(references.real) - 1, min(GOLDEN_SAMPLES, len(references.real))).round().astype(int)
     write_golden(partial / GOLDEN, [references.real[i] for i in spread])
     manifest = _manifest(model, made, exported, exporter, references, partial)
+    if made.compressed.codec:
+        progress("code the weights, and decode them to compare")
+        manifest = _packed(manifest, partial, made.compressed.codec)
     progress(f"verify in {exporter.RUNTIME} on {len(references.real)} samples")
     parity = judge(Bundle(partial, manifest), references, _tolerance(options, made.plan))
     parity = msgspec.structs.replace(parity, origin="real" if made.evaluation else "random")
@@ -135,8 +141,7 @@ def _with_delegation(
 ) -> Manifest:
     """Record where ops ran; raises `DelegationMissed` when too few ran on the unit meant for them."""
     (partial / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
-    runtime = registry.load(RUNTIMES, manifest.artifacts[0].runtime)
-    found = _with_sources(runtime.delegation(Bundle(partial, manifest), references.real[0][0]), program)
+    found = _with_sources(delegation(Bundle(partial, manifest), references.real[0][0]), program)
     least = options.min_delegated
     if least is not None and 100 * found.delegated_share < least:
         raise DelegationMissed(
@@ -162,7 +167,7 @@ def _measure(
         return
     bundle, against = Bundle(partial, manifest), None
     try:
-        if manifest.precision.name == "fp32":
+        if manifest.precision.name in FULL_PRECISION:
             progress("measure on this machine")
             measured = measure(bundle, calls=QUICK_CALLS)
         else:
@@ -220,6 +225,24 @@ def _manifest(
         tool_versions=versions(("edgekit", "numpy", *exporter.DISTRIBUTIONS)),
         created_utc=datetime.now(UTC).isoformat(timespec="seconds"),
     )
+
+
+def _packed(manifest: Manifest, partial: Path, codec: str) -> Manifest:
+    """Put a packed file in the place of the model file. Raises `UnsupportedModel` where that gains too little."""
+    [plain] = manifest.artifacts
+    path = f"{plain.path}.lossless"
+    held = pack(partial / plain.path, partial / path, codec)
+    artifact = msgspec.structs.replace(plain, unpacked=held, **record_file(partial, path))
+    if artifact.bytes > WORTH * held.bytes:
+        raise UnsupportedModel(
+            f"'{manifest.name}' in {plain.format} has little to gain from lossless: it would take "
+            f"{artifact.bytes / held.bytes:.0%} of {held.bytes} bytes. Converting left {held.weights} weights that are "
+            "bf16 values; others changed, as those that a batch norm is folded into. Take --precision fp32"
+        )
+    packed = msgspec.structs.replace(manifest, artifacts=(artifact,))
+    check_unpacked(Bundle(partial, packed))
+    (partial / plain.path).unlink()
+    return packed
 
 
 def _with_golden_run(model: Model) -> Generation | None:

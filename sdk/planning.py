@@ -20,12 +20,14 @@ from edgekit.passes.int4_group import Int4Group
 from edgekit.passes.int8_dynamic import Int8Dynamic
 from edgekit.passes.int8_static import Int8Static
 from edgekit.passes.int8_weight_only import Int8WeightOnly
+from edgekit.passes.lossless import Lossless
 from edgekit.profile import DeviceProfile
 from edgekit.types import Precision, Value
 
 EXPORTERS = "edgekit.exporters"
 RECIPES: dict[Precision, tuple[Pass, ...]] = {
     "fp32": (),
+    "lossless": (Lossless(),),
     "fp16": (Float16(),),
     "int8": (FoldBatchNorm(), Int8Static(), CorrectBias()),
     "int8-dynamic": (Int8Dynamic(), CorrectBias()),

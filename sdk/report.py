@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from edgekit.bundle import Bundle, Delegation, Fallback
+from edgekit.bundle import Bundle, Delegation, Fallback, Unpacked
 from edgekit.measurement import AgainstFloat, Energy, GenerationTimes, Latency, Measurement
 from edgekit.parity import Parity
-from edgekit.types import Precision, Value
+from edgekit.types import FULL_PRECISION, Precision, Value
 
 SHOWN = 5  # of a longer list, in a line for people
 DRIFT_WARNING = 1.05  # last quarter's median over the first's
@@ -24,6 +24,7 @@ class Row(Value, frozen=True, kw_only=True):
     precision: Precision
     float_ops: int  # of those with weights, in a model of another precision
     model_bytes: int
+    unpacked: Unpacked | None = None  # what a packed model file becomes when it is loaded
     parity: Parity | None
     delegation: Delegation | None
     measurement: Measurement | None  # of the machine that exported, not of the device
@@ -62,8 +63,9 @@ def row(bundle: Bundle) -> Row:
         format=artifact.format,
         runtime=artifact.runtime,
         precision=manifest.precision.name,
-        float_ops=manifest.precision.float_ops if manifest.precision.name != "fp32" else 0,
+        float_ops=manifest.precision.float_ops if manifest.precision.name not in FULL_PRECISION else 0,
         model_bytes=bundle.model_bytes,
+        unpacked=artifact.unpacked,
         parity=manifest.parity,
         delegation=manifest.delegation,
         measurement=manifest.measurements[-1] if manifest.measurements else None,
@@ -75,7 +77,7 @@ def cells(row: Row) -> list[tuple[str, str]]:
     """Label and text of every line of a row, for people."""
     lines = [
         ("model", f"{row.model}  {row.precision}{_kept_float(row)}  {row.format} on {row.runtime}"),
-        ("size", megabytes(row.model_bytes)),
+        ("size", megabytes(row.model_bytes) + _unpacked_text(row.unpacked)),
     ]
     if row.parity:
         lines.append(("parity", parity_text(row.parity)))
@@ -95,6 +97,13 @@ def cells(row: Row) -> list[tuple[str, str]]:
 
 def _kept_float(row: Row) -> str:
     return f" ({row.float_ops} ops with float weights)" if row.float_ops else ""
+
+
+def _unpacked_text(plain: Unpacked | None) -> str:
+    if plain is None or plain.bits_per_weight is None:
+        return ""
+    coded = f"{plain.weights / 1e6:.2f} M bf16 weights in {plain.bits_per_weight:.2f} bits each"
+    return f", {megabytes(plain.bytes)} when loaded: {coded}"
 
 
 def comparison_table(report: Report) -> tuple[list[str], list[list[str]]]:

@@ -210,6 +210,11 @@ class TensorWriter:
         self.entries.append(entry)
         return entry
 
+    def write_parts(self, name: str, parts: Mapping[str, Array]) -> None:
+        """Append the parts of a coded tensor as `NAME.PART`, the widest first, so that each is aligned."""
+        for part, array in sorted(parts.items(), key=lambda item: -item[1].itemsize):
+            self.write(f"{name}.{part}", SAFETENSORS[array.dtype], array.shape, array)
+
     def finish(self, metadata: Mapping[str, str] | None = None) -> None:
         """Write the header, and with it the file."""
         said: dict[str, Any] = {METADATA: metadata} if metadata else {}

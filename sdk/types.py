@@ -15,7 +15,8 @@ DType = Literal[
 ]  # fmt: skip
 DTYPES: tuple[DType, ...] = get_args(DType)
 Layout = Literal["NCHW", "NHWC"]
-Precision = Literal["fp32", "fp16", "int8", "int8-dynamic", "int8-weight-only", "w4a8"]
+Precision = Literal["fp32", "lossless", "fp16", "int8", "int8-dynamic", "int8-weight-only", "w4a8"]
+FULL_PRECISION: tuple[Precision, ...] = ("fp32", "lossless")  # that compute with PyTorch's own numbers
 Shape = tuple[int | str, ...]
 
 V = TypeVar("V", bound="Value")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,9 @@ import numpy as np
 
 from edgekit.bundle import Bundle
 from edgekit.decoding import replay
+from edgekit.errors import BundleCorrupt
 from edgekit.inference import open_session
+from edgekit.lossless_artifact import PackedFile
 from edgekit.parity import TOLERANCES, Parity, Tolerance, compare
 from edgekit.processing import Array, Arrays, logits_output
 from edgekit.types import DynamicDim, TensorSpec
@@ -28,10 +31,24 @@ class References:
 
 
 def verify(bundle: Bundle | str | Path, *, tolerance: Tolerance | None = None, threads: int = 1) -> Parity:
-    """Check a bundle's files, then run its golden samples and compare with PyTorch's stored outputs. Needs no torch."""
+    """Check a bundle's files, then run its golden samples and compare with PyTorch's stored outputs. Needs no torch.
+
+    A packed model file must hold the one that was exported: its sha256 is in the manifest.
+    """
     found = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
     references = References(tuple(found.golden()), ())
+    check_unpacked(found)
     return judge(found, references, tolerance or stored_tolerance(found), threads=threads)
+
+
+def check_unpacked(bundle: Bundle) -> None:
+    """Raise `BundleCorrupt` unless a packed model file holds the file that was exported, bit by bit."""
+    if plain := bundle.artifact.unpacked:
+        whole = hashlib.sha256()
+        for piece in PackedFile.open(bundle.artifact_path).content():
+            whole.update(piece.data)
+        if whole.hexdigest() != plain.sha256:
+            raise BundleCorrupt(f"'{bundle.artifact_path}' does not hold the '{plain.path}' that was exported")
 
 
 def judge(bundle: Bundle, references: References, tolerance: Tolerance, *, threads: int = 1) -> Parity:

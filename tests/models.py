@@ -85,6 +85,20 @@ def mlp() -> tuple[nn.Module, Tensor]:
     return Mlp().eval(), torch.randn(1, 16)
 
 
+def bf16_mlp() -> tuple[nn.Module, Tensor]:
+    """A checkpoint of bfloat16 in float32: its first weight is large enough for the lossless codecs."""
+    torch.manual_seed(0)
+    return Mlp(width=512).to(torch.bfloat16).float().eval(), torch.randn(1, 16)
+
+
+def bf16_conv() -> tuple[nn.Module, Tensor]:
+    """The same of a convolution with BatchNorm, whose weights are no bf16 values once the two are folded."""
+    torch.manual_seed(0)
+    block = nn.Sequential(nn.Conv2d(64, 64, 3, bias=False), nn.BatchNorm2d(64))
+    block[1].running_var.uniform_(0.5, 2.0)
+    return block.to(torch.bfloat16).float().eval(), torch.rand(1, 64, 8, 8)
+
+
 def prompted() -> tuple[nn.Module, Tensor]:
     torch.manual_seed(0)
     return Prompted().eval(), torch.randn(1, 5, 32)

@@ -14,7 +14,7 @@ THIRD_PARTY_EVERYWHERE = {"numpy", "msgspec"}
 # Each row may import the rows above it and itself, and the third-party packages it names.
 BASE = {"errors", "types", "registry", "profile", "processing", "parity", "measurement", "host", "session", "bundle",
         "toolchains", "report", "quiet", "generation", "folder", "journal", "codec", "formats", "dfloat11",
-        "tensorfile"}  # fmt: skip
+        "tensorfile", "lossless_artifact"}  # fmt: skip
 RUN = {"inference", "decoding", "verification", "benchmark", "place", "worker", "lossless", "lossless_folder",
        "lossless_groups", "lossless_writer"}  # fmt: skip
 PIPELINE = {

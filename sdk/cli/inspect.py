@@ -57,9 +57,11 @@ def verify(
     if json:
         show_json(parity)
     else:
+        plain = found.artifact.unpacked
         files = len(found.manifest.artifacts) + len(found.manifest.assets)
         pairs = [
             ("files", f"ok  {files} files have the size and sha256 of the manifest"),
+            *((("packed", f"ok  it holds the {plain.path} that was exported"),) if plain else ()),
             ("parity", parity_text(parity)),
         ]
         show_pairs([*pairs, *(("miss", miss) for miss in parity.misses)])

@@ -27,7 +27,7 @@ DeviceName = Annotated[
     str, typer.Option("--device", "-d", help="Profile id, product or SoC name, or a TOML path; see `edgekit devices`.")
 ]
 Precision = Annotated[
-    str, typer.Option("--precision", help="auto, fp32, fp16, int8, int8-dynamic, int8-weight-only or w4a8.")
+    str, typer.Option("--precision", help="auto, fp32, lossless, fp16, int8, int8-dynamic, int8-weight-only or w4a8.")
 ]
 Format = Annotated[str, typer.Option("--format", help="auto, all, or some of `edgekit list exporters`: onnx,tflite.")]
 Calibration = Annotated[

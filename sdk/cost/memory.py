@@ -29,14 +29,14 @@ class Forecast(Value, frozen=True, kw_only=True):
 
 def forecast(compressed: CompressedModel, program: ExportedProgram, weights: int) -> Forecast:
     """What exporting and running `compressed` will take; `weights` are the bytes before any pass."""
-    saved = sum(change.bytes_before - change.bytes_after for change in compressed.changes)
+    stored = weights - sum(change.bytes_before - change.bytes_after for change in compressed.changes)
     activations = peak_activation_bytes(program)
     scheme = compressed.quantization
     if scheme and scheme.scheme in ("static", "cast"):
         activations = activations // (4 if scheme.scheme == "static" else 2)
     return Forecast(
-        artifact_bytes=weights - saved + GRAPH_BYTES,
-        weight_bytes=weights - saved,
+        artifact_bytes=stored + GRAPH_BYTES,
+        weight_bytes=weights if compressed.codec else stored,
         peak_activation_bytes=activations,
         export_peak_bytes=TOOLCHAIN_BYTES + EXPORT_COPIES * weights,
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -58,6 +59,21 @@ def test_learned_queries_and_parts_of_mixed_dtypes_go_through_in_8_bits(format: 
     assert made.parity.sqnr_db is not None
     assert made.parity.sqnr_db > 25
     assert made.precision.quantized_ops > 0
+
+
+def test_its_lossless_file_is_the_float_one_in_fewer_bytes(format: str, tmp_path: Path) -> None:
+    given = ExportOptions(format=format, precision="fp32", measure=False)
+    floats = export(f"{MODELS}:bf16_mlp", "raspberrypi5", tmp_path / "fp32", given)
+    stored = export(f"{MODELS}:bf16_mlp", "raspberrypi5", tmp_path / "out", replace(given, precision="lossless"))
+    held, where = stored.artifact.unpacked, stored.manifest.delegation
+    assert held is not None
+    assert held.weights >= 16 * 512
+    assert stored.model_bytes < 0.6 * floats.model_bytes
+    assert (held.path, held.bytes) == (floats.artifact.path, floats.artifact.bytes)
+    assert stored.manifest.parity == floats.manifest.parity
+    assert where is not None
+    assert floats.manifest.delegation is not None
+    assert where.units == floats.manifest.delegation.units
 
 
 def test_its_layout_copies_take_a_measured_share_of_a_call(bundle: Bundle) -> None:

@@ -19,7 +19,7 @@ from edgekit.source import load
 
 MODELS = Path(__file__).parents[1] / "models.py"
 NAMES = registry.names(PASSES)
-NEED_INT8 = ("correct_bias",)
+NEED_INT8, NEED_BF16 = ("correct_bias",), ("lossless",)
 
 
 @pytest.fixture(scope="module")
@@ -31,9 +31,11 @@ def context(pixels_npz: Path) -> PassContext:
 
 @pytest.fixture
 def before(context: PassContext, request: pytest.FixtureRequest) -> CompressedModel:
+    name = request.node.callspec.params["name"]
+    if name in NEED_BF16:
+        return CompressedModel(model=load(f"{MODELS}:bf16_mlp"))
     model = CompressedModel(model=load(f"{MODELS}:small_conv"), calibration=context.calibration)
-    needs = request.node.callspec.params["name"] in NEED_INT8
-    return Int8Static().apply(model, context) if needs else model
+    return Int8Static().apply(model, context) if name in NEED_INT8 else model
 
 
 @pytest.mark.parametrize("name", NAMES)
