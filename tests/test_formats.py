@@ -188,7 +188,7 @@ def test_df12_refuses_short_rows_and_many_escapes_and_says_why() -> None:
         encode(np.zeros(1 << 24, np.uint16), "df12")
     weights = layer(64, 256)
     weights[:4] = np.random.default_rng(0).integers(0, 1 << 16, (4, 256))  # 4 of 64 rows are noise
-    with pytest.raises(NoGain, match=r"5\.\d% of the weights are outside df12's palette, more than 2%"):
+    with pytest.raises(NoGain, match=r"[56]\.\d% of the weights are outside df12's palette, more than 2%"):
         encode(weights, "df12")
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -23,6 +25,7 @@ triton = pytest.importorskip("triton", reason="triton is not installed")
 from kernel_devices import interpreted, on_all, on_gpu, patterns  # noqa: E402
 
 from edgekit.kernels import df11, df11x  # noqa: E402
+from edgekit.kernels.df11 import _package  # noqa: E402
 from edgekit.kernels.df11.reference import decode as df11_reference  # noqa: E402
 from edgekit.kernels.df11x.reference import decode as df11x_reference  # noqa: E402
 
@@ -131,6 +134,27 @@ def test_groups_made_by_the_package_decode_exactly(name: str, device: str) -> No
         parts = {key.removeprefix(f"{name}."): golden[key] for key in golden.files if key.startswith(f"{name}.")}
     expected = np.concatenate([bits.reshape(-1) for bits in golden_groups()[name]])
     assert np.array_equal(patterns(df11.decode(*df11.upload(parts, device), expected.size)), expected)
+
+
+@on_gpu
+@pytest.mark.skipif(_package.decoder_file() is None, reason="the dfloat11 package is not installed")
+@pytest.mark.parametrize("bits", [without_pointers(EVERY), HEAVY, layer(1000, 1001), long_codes()], ids=len)
+def test_the_dfloat11_package_decodes_what_we_write(bits: Bits, device: str) -> None:
+    parts = df11_format.encode(bits)
+    dense = _package.decode(_package.upload(parts), _package.shared_bytes(parts))
+    assert dense.device.type == device
+    assert np.array_equal(patterns(dense), bits.reshape(-1))
+
+
+def test_the_dfloat11_package_is_found_without_importing_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.path", [str(tmp_path)])
+    assert _package.decoder_file() is None
+    (tmp_path / "dfloat11").mkdir()
+    (tmp_path / "dfloat11" / "__init__.py").write_text("import cupy_that_is_not_there")
+    importlib.invalidate_caches()
+    assert _package.decoder_file() is None
+    (tmp_path / "dfloat11" / "decode.ptx").touch()
+    assert _package.decoder_file() == tmp_path / "dfloat11" / "decode.ptx"
 
 
 def test_the_table_of_trained_weights_is_a_cache_line() -> None:

@@ -36,7 +36,7 @@ class Weights(NamedTuple):
     stream: torch.Tensor  # int32 [W]: the stream's bytes as words, the first byte on top, and two words of zeros
     block_start: torch.Tensor  # int64 [blocks]: the bit where a block of 8192 weights begins
     lane_start: torch.Tensor  # int32 [blocks, 128]: bits from there to each lane's first code
-    sm: torch.Tensor  # uint8 [8192 * blocks]
+    sm: torch.Tensor  # uint8 [8192 * blocks]: a block's are in the order (step of 8 weights, lane, weight)
     table: torch.Tensor  # int32 [...], `make_table`'s
     levels: int  # how many tables a code may lead through
 
@@ -72,7 +72,7 @@ def upload(parts: Mapping[str, Array], device: torch.device | str) -> Weights:
         stream=stream,
         block_start=starts[:, 0].contiguous(),
         lane_start=(starts - starts[:, :1]).to(torch.int32),
-        sm=torch.tensor(sm, device=device),
+        sm=torch.tensor(sm.reshape(-1, LANES, 8, 8).swapaxes(1, 2).reshape(-1), device=device),
         table=table,
         levels=levels,
     )

@@ -48,22 +48,33 @@ def _decode(stream, block_start, lane_start, sm, table, out, last_word, LEVELS: 
     lane = tl.arange(0, LANES)
     start = tl.load(block_start + block) + tl.load(lane_start + block * LANES + lane)
     hi, lo, ahead, word, bit = begin(stream, (start >> 5).to(tl.uint32), start.to(tl.uint32), last_word)
-    sm += block * (LANES * LANE // 8)
+    sm += block * (LANES * LANE // 8) + lane
     out += block * (LANES * LANE // 4)
-    for step in range(LANE // 8):
-        sm8 = tl.load(sm + lane * (LANE // 8) + step)
-        hi, lo, ahead, word, bit, e0 = _code(hi, lo, ahead, word, bit, stream, last_word, table, LEVELS)
-        hi, lo, ahead, word, bit, e1 = _code(hi, lo, ahead, word, bit, stream, last_word, table, LEVELS)
-        hi, lo, ahead, word, bit, e2 = _code(hi, lo, ahead, word, bit, stream, last_word, table, LEVELS)
-        hi, lo, ahead, word, bit, e3 = _code(hi, lo, ahead, word, bit, stream, last_word, table, LEVELS)
-        low = four_weights(e0, e1, e2, e3, sm8.to(tl.uint32))
-        hi, lo, ahead, word, bit, e0 = _code(hi, lo, ahead, word, bit, stream, last_word, table, LEVELS)
-        hi, lo, ahead, word, bit, e1 = _code(hi, lo, ahead, word, bit, stream, last_word, table, LEVELS)
-        hi, lo, ahead, word, bit, e2 = _code(hi, lo, ahead, word, bit, stream, last_word, table, LEVELS)
-        hi, lo, ahead, word, bit, e3 = _code(hi, lo, ahead, word, bit, stream, last_word, table, LEVELS)
-        high = four_weights(e0, e1, e2, e3, (sm8 >> 32).to(tl.uint32))
-        at = lane[:, None] * (LANE // 4) + step * 2 + tl.arange(0, 2)[None, :]
-        tl.store(out + at, tl.join(low, high))
+    place = lane[:, None] * (LANE // 4) + tl.arange(0, 2)[None, :]
+    for step in range(0, LANE // 8, 2):  # 32 bytes of a lane's weights: less would be written to memory twice
+        hi, lo, ahead, word, bit, low, high = _eight_weights(
+            hi, lo, ahead, word, bit, stream, last_word, table, tl.load(sm + step * LANES), LEVELS
+        )
+        tl.store(out + place + step * 2, tl.join(low, high))
+        hi, lo, ahead, word, bit, low, high = _eight_weights(
+            hi, lo, ahead, word, bit, stream, last_word, table, tl.load(sm + (step + 1) * LANES), LEVELS
+        )
+        tl.store(out + place + step * 2 + 2, tl.join(low, high))
+
+
+@triton.jit
+def _eight_weights(hi, lo, ahead, word, bit, stream, last_word, table, sm, LEVELS: tl.constexpr):
+    """Two u64 of four bf16 patterns each, and the state after them."""
+    hi, lo, ahead, word, bit, e0 = _code(hi, lo, ahead, word, bit, stream, last_word, table, LEVELS)
+    hi, lo, ahead, word, bit, e1 = _code(hi, lo, ahead, word, bit, stream, last_word, table, LEVELS)
+    hi, lo, ahead, word, bit, e2 = _code(hi, lo, ahead, word, bit, stream, last_word, table, LEVELS)
+    hi, lo, ahead, word, bit, e3 = _code(hi, lo, ahead, word, bit, stream, last_word, table, LEVELS)
+    low = four_weights(e0, e1, e2, e3, sm.to(tl.uint32))
+    hi, lo, ahead, word, bit, e0 = _code(hi, lo, ahead, word, bit, stream, last_word, table, LEVELS)
+    hi, lo, ahead, word, bit, e1 = _code(hi, lo, ahead, word, bit, stream, last_word, table, LEVELS)
+    hi, lo, ahead, word, bit, e2 = _code(hi, lo, ahead, word, bit, stream, last_word, table, LEVELS)
+    hi, lo, ahead, word, bit, e3 = _code(hi, lo, ahead, word, bit, stream, last_word, table, LEVELS)
+    return hi, lo, ahead, word, bit, low, four_weights(e0, e1, e2, e3, (sm >> 32).to(tl.uint32))
 
 
 @triton.jit

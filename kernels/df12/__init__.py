@@ -26,8 +26,8 @@ DTYPES = {
     "esc_pos": torch.int32,
     "esc_val": torch.bfloat16,
 }
-FUSED = 16  # rows of x: for more, decoded slices meet the stock product
-SLICE_BYTES = 20 << 20  # of dense weights, which stay in the L2 of an H200 until they are read
+FUSED = 16  # rows of x: for more, decoded weights meet the stock product
+SLICE_BYTES = 256 << 20  # of dense weights at a time: the memory that such a product takes
 
 
 class Weights(NamedTuple):
@@ -95,8 +95,8 @@ def linear(
 ) -> torch.Tensor:
     """`x @ w.T + bias` of bf16 `x[..., K]` and coded `w[rows, K]`: bf16 `[..., rows]`, summed in float32.
 
-    Up to 16 rows of `x` are multiplied with the coded weights; for more, slices of the weights are decoded and handed
-    to the stock product. Raises `InvalidInput` for tensors that do not fit.
+    Up to 16 rows of `x` are multiplied with the coded weights; for more, the weights are decoded for the stock product,
+    256 MB of them at a time. Raises `InvalidInput` for tensors that do not fit.
     """
     weights = Weights(hi, lo, pal, esc_ptr, esc_pos, esc_val)
     columns = x.shape[-1] if x.dim() else 0
@@ -114,13 +114,15 @@ def linear(
         y = triton_kernel.linear(lines, weights, rows, bias)
         return y.reshape(*x.shape[:-1], rows)
     at_once = max(df12.BLOCK, SLICE_BYTES // (2 * columns) // df12.BLOCK * df12.BLOCK)
-    y = x.new_empty((len(lines), rows))
-    for first in range(0, rows, at_once):
-        count = min(at_once, rows - first)
-        decoded = triton_kernel.decode(weights, first, count, columns)
-        y[:, first : first + count] = torch.nn.functional.linear(
-            lines, decoded, None if bias is None else bias[first : first + count]
+    slices = [
+        torch.nn.functional.linear(
+            lines,
+            triton_kernel.decode(weights, first, min(at_once, rows - first), columns),
+            None if bias is None else bias[first : first + at_once],
         )
+        for first in range(0, rows, at_once)
+    ]
+    y = slices[0] if len(slices) == 1 else torch.cat(slices, 1)
     return y.view(*x.shape[:-1], rows)
 
 

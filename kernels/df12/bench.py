@@ -7,21 +7,20 @@ from functools import partial
 import numpy as np
 import torch
 
-from edgekit.codec import Bits
-from edgekit.formats import df12
+from edgekit.codec import Bits, Encoded
 from edgekit.kernels._timing import copies, seconds_per_call
 from edgekit.kernels.df12 import Weights, decode, linear, upload
 
 
-def decode_seconds(bits: Bits) -> float:
-    """Seconds to decode a matrix of these bf16 patterns, its parts from memory and not from a cache."""
-    return seconds_per_call([partial(decode, *weights, bits.shape) for weights in _distinct(bits)])
+def decode_seconds(matrix: Encoded) -> float:
+    """Seconds to decode a matrix, its parts from memory and not from a cache."""
+    return seconds_per_call([partial(decode, *weights, matrix.shape) for weights in _distinct(matrix)])
 
 
-def linear_seconds(bits: Bits, lines: int) -> float:
+def linear_seconds(matrix: Encoded, lines: int) -> float:
     """Seconds of the product of `lines` rows with the coded matrix."""
-    x = _inputs(lines, bits.shape[1])
-    return seconds_per_call([partial(linear, x, *weights, bits.shape[0]) for weights in _distinct(bits)])
+    x = _inputs(lines, matrix.shape[1])
+    return seconds_per_call([partial(linear, x, *weights, matrix.shape[0]) for weights in _distinct(matrix)])
 
 
 def dense_seconds(bits: Bits, lines: int) -> float:
@@ -38,13 +37,8 @@ def dense_gemv_seconds(bits: Bits) -> float:
     return min(seconds_per_call([partial(gemv, x, weight, tiling) for weight in weights]) for tiling in TILINGS)
 
 
-def coded_bytes(bits: Bits) -> int:
-    """Bytes of all parts, which a product has to read."""
-    return sum(part.nbytes for part in df12.encode(bits).values())
-
-
-def _distinct(bits: Bits) -> list[Weights]:
-    weights = upload(df12.encode(bits), bits.shape, "cuda")
+def _distinct(matrix: Encoded) -> list[Weights]:
+    weights = upload(matrix.parts, matrix.shape, "cuda")
     size = sum(part.nbytes for part in weights)
     return [Weights(*(part.clone() for part in weights)) for _ in range(copies(size))]
 

@@ -11,11 +11,11 @@ from torch.nn import functional
 
 from edgekit.codec import encode
 from edgekit.kernels._timing import seconds_per_call
+from edgekit.kernels._trained_like import layer
 from edgekit.kernels.nn.loading import KINDS, Resident, swap, without_weights
 from edgekit.kernels.nn.modules import CodedWeight, resident_bytes
 from edgekit.types import Value
 
-SPREAD = 0.25  # standard deviation of the logarithm of a row's or column's scale: 2.67 bits of exponent
 STEPS = 100  # timed, after two
 
 
@@ -143,29 +143,25 @@ def _fill(model: nn.Module, resident: Resident, device: torch.device) -> None:
     """Layers of one size get copies of one matrix: coding takes longer than copying, and is not what is timed."""
     made: dict[torch.Size, nn.Parameter | CodedWeight] = {}
     given: dict[torch.Tensor, nn.Parameter | CodedWeight] = {}  # tied layers have the same
-    for path, layer in list(model.named_modules()):
-        if isinstance(layer, nn.RMSNorm):
-            layer.weight = nn.Parameter(torch.ones_like(layer.weight, dtype=torch.bfloat16, device=device))
-        elif isinstance(layer, nn.Linear | nn.Embedding):
-            empty = layer.weight
+    for path, module in list(model.named_modules()):
+        if isinstance(module, nn.RMSNorm):
+            module.weight = nn.Parameter(torch.ones_like(module.weight, dtype=torch.bfloat16, device=device))
+        elif isinstance(module, nn.Linear | nn.Embedding):
+            empty = module.weight
             if empty.shape not in made:
                 made[empty.shape] = _weight(empty.shape, resident, device)
             weight = given.setdefault(empty, copy.deepcopy(made[empty.shape]))
             if isinstance(weight, CodedWeight):
                 swap(model, path, weight)
             else:
-                layer.weight = weight
+                module.weight = weight
 
 
 def _weight(shape: torch.Size, resident: Resident, device: torch.device) -> nn.Parameter | CodedWeight:
-    """What a trained layer holds: bells whose width differs by row and by column."""
-    random = torch.Generator().manual_seed(shape.numel())
-    wide = torch.randn(shape, generator=random) / shape[1] ** 0.5
-    wide *= (SPREAD * torch.randn(shape[0], 1, generator=random)).exp()
-    wide *= (SPREAD * torch.randn(1, shape[1], generator=random)).exp()
-    weight = wide.bfloat16()
+    rows, columns = shape
+    bits = layer(rows, columns, seed=shape.numel())
     if resident == "bf16":
-        return nn.Parameter(weight.to(device), requires_grad=False)
-    bits = weight.view(torch.int16).numpy().view(np.uint16)
+        dense = torch.from_numpy(bits.view(np.int16)).view(torch.bfloat16)
+        return nn.Parameter(dense.to(device), requires_grad=False)
     kind = KINDS[resident]
     return kind.upload(encode(bits, kind.codec).parts, bits.shape, device)

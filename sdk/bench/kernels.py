@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from importlib.metadata import version
-from typing import Any
+from importlib.util import find_spec
 
-import numpy as np
-from numpy.typing import NDArray
-
+from edgekit.codec import Encoded, bits_per_weight, encode
 from edgekit.compression import Progress, silent
 from edgekit.errors import InvalidInput
+from edgekit.kernels._trained_like import layer
 from edgekit.kernels.nn.bench import DecodeSpeed, decode_speed
 from edgekit.kernels.nn.loading import Resident
 from edgekit.types import Value
@@ -18,10 +17,9 @@ from edgekit.types import Value
 RESIDENT: tuple[Resident, ...] = ("bf16", "fast", "small")
 SHAPES = ((14336, 4096), (4096, 14336), (28672, 8192), (4096, 4096))  # of layers in models of 7 to 70 B weights
 MAIN = SHAPES[0]
-SPREAD = 0.25  # of the logarithm of a row's or column's scale: 2.67 bits of exponent, as in trained layers
 CUBLAS, OWN_DENSE = DENSE = ("cuBLAS bf16 product", "Triton bf16 product")
 # SASS instructions a weight for sm_90, counted in the kernels' main loops.
-INSTRUCTIONS = {"df11 decode": 30.1, "df11x decode": 20.9, "df12 decode": 3.4, "df12 product": 3.8}
+INSTRUCTIONS = {"df11 decode": 35.9, "df11x decode": 20.9, "df12 decode": 3.4, "df12 product": 3.8}
 
 
 class Timing(Value, frozen=True, kw_only=True):
@@ -75,54 +73,61 @@ def run(suite: str = "lossless", progress: Progress = silent) -> KernelBench:
         raise InvalidInput(f"there is no suite '{suite}' of kernels: lossless is the one there is")
     if not torch.cuda.is_available():
         raise InvalidInput("torch sees no CUDA device, and only there kernels have a speed")
-    from edgekit.codec import Encoded, bits_per_weight, encode
     from edgekit.kernels._timing import copy_bytes_per_s, instructions_per_s
 
-    coded: dict[str, Encoded] = {name: encode(layer(*MAIN), name) for name in ("df11", "df11x", "df12")}
+    weights = layer(*MAIN)
+    coded: dict[str, Encoded] = {name: encode(weights, name) for name in ("df11", "df11x", "df12")}
     return KernelBench(
         suite=suite,
         device=torch.cuda.get_device_name(),
-        versions={"torch": str(torch.__version__), "triton": version("triton")},
+        versions={name: version(name) for name in ("torch", "triton", "dfloat11") if find_spec(name)},
         copy_bytes_per_s=copy_bytes_per_s(),
         instructions_per_s=instructions_per_s(),
         bits_per_weight={name: bits_per_weight(found) for name, found in coded.items()},
-        timings=tuple(_timings(coded, progress)),
+        timings=(*_decoders(coded, progress), *_products(coded["df12"], progress)),
         decoding=tuple(_decoding(progress)),
     )
 
 
-def layer(rows: int, columns: int, seed: int = 0) -> NDArray[np.uint16]:
-    """bf16 patterns as a trained layer has them: bells whose width differs by row and by column."""
-    rng = np.random.default_rng(seed)
-    scale = np.exp(rng.normal(0, SPREAD, (rows, 1))) * np.exp(rng.normal(0, SPREAD, (1, columns)))
-    values = (0.02 * scale * rng.standard_normal((rows, columns))).astype(np.float32)
-    return (values.view(np.uint32) >> 16).astype(np.uint16)
-
-
-def _timings(coded: dict[str, Any], progress: Progress) -> Iterator[Timing]:
+def _decoders(coded: dict[str, Encoded], progress: Progress) -> Iterator[Timing]:
     from edgekit.kernels.df11 import bench as df11
     from edgekit.kernels.df11x import bench as df11x
     from edgekit.kernels.df12 import bench as df12
 
-    def timed(kernel: str, shape: tuple[int, int], lines: int, seconds: float, moved: int) -> Timing:
-        progress(f"{kernel} {shape[0]}x{shape[1]}" + f", {lines} rows of x" * bool(lines))
+    decoders: dict[str, tuple[str, Callable[[Encoded], float | None]]] = {
+        "dfloat11 package's decode": ("df11", df11.package_decode_seconds),
+        "df11 decode": ("df11", df11.decode_seconds),
+        "df11x decode": ("df11x", df11x.decode_seconds),
+        "df12 decode": ("df12", df12.decode_seconds),
+    }
+    for kernel, (name, time) in decoders.items():
+        progress(kernel)
+        if seconds := time(coded[name]):
+            moved = _stored(coded[name]) + 2 * MAIN[0] * MAIN[1]
+            yield Timing(kernel=kernel, rows=MAIN[0], columns=MAIN[1], seconds=seconds, moved_bytes=moved)
+
+
+def _products(main: Encoded, progress: Progress) -> Iterator[Timing]:
+    """`main` is the coded matrix of the shape `MAIN`."""
+    from edgekit.kernels.df12 import bench
+
+    def timed(kernel: str, lines: int, seconds: float, moved: int) -> Timing:
+        progress(f"{kernel} {shape[0]}x{shape[1]}, {lines} rows of x")
         return Timing(kernel=kernel, rows=shape[0], columns=shape[1], lines=lines, seconds=seconds, moved_bytes=moved)
 
-    main, dense = layer(*MAIN), 2 * MAIN[0] * MAIN[1]
-    decoders: dict[str, Callable[[Any], float]] = {
-        "df11": df11.decode_seconds, "df11x": df11x.decode_seconds, "df12": df12.decode_seconds,
-    }  # fmt: skip
-    for name, seconds in decoders.items():
-        stored = sum(part.nbytes for part in coded[name].parts.values())
-        yield timed(f"{name} decode", MAIN, 0, seconds(main), stored + dense)
     for shape in SHAPES:
         bits = layer(*shape)
-        dense, stored = 2 * bits.size, df12.coded_bytes(bits)
+        coded = main if shape == MAIN else encode(bits, "df12")
         for lines in (1, 2, 4, 8, 16, 64) if shape == MAIN else (1,):
-            yield timed(CUBLAS, shape, lines, df12.dense_seconds(bits, lines), dense)
+            yield timed(CUBLAS, lines, bench.dense_seconds(bits, lines), bits.nbytes)
             if lines == 1:
-                yield timed(OWN_DENSE, shape, 1, df12.dense_gemv_seconds(bits), dense)
-            yield timed("df12 product", shape, lines, df12.linear_seconds(bits, lines), stored)
+                yield timed(OWN_DENSE, 1, bench.dense_gemv_seconds(bits), bits.nbytes)
+            yield timed("df12 product", lines, bench.linear_seconds(coded, lines), _stored(coded))
+
+
+def _stored(coded: Encoded) -> int:
+    """Bytes of all parts, which a kernel has to read."""
+    return sum(part.nbytes for part in coded.parts.values())
 
 
 def _decoding(progress: Progress) -> Iterator[DecodeSpeed]:
