@@ -11,7 +11,7 @@ export OMP_NUM_THREADS = 1
 export PYTHONSAFEPATH = 1
 export HF_HUB_OFFLINE = 1
 
-.PHONY: demo setup test lint typecheck unit runtime-only bench bench-formats bench-lossless bench-kernels matrix fuzz schema clean
+.PHONY: demo setup test lint typecheck unit runtime-only bench bench-formats bench-profile bench-lossless bench-kernels matrix fuzz schema clean
 
 demo: .venv/demo.done  ## Export a real model for a Raspberry Pi 5, verify it, and label a photograph
 	$(BIN)/edgekit export -m zoo:efficientnet_lite0 -d raspberrypi5 --precision int8 -o out/demo --force
@@ -39,6 +39,10 @@ bench: setup  ## The figures README quotes, into benchmarks.json
 
 bench-formats: setup  ## Every format beside its toolchain's own recipe, into format_benchmarks.json
 	$(BIN)/python tests/bench_formats.py
+
+bench-profile: setup  ## The clock of profile beside onnxruntime's own loop, and A/A controls, into profile_benchmarks.json
+	$(BIN)/edgekit export -m zoo:efficientnet_lite0 -d raspberrypi5 --precision int8 --no-measure --force -o build/bench_profile
+	$(BIN)/python tests/bench_profile.py build/bench_profile
 
 bench-lossless: setup  ## Lossless codecs on this CPU beside their peers, where these are installed, into lossless_benchmarks.json
 	PYTHONPATH=tests $(BIN)/python tests/bench_lossless.py

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from edgekit.lossless import compress_weights as compress_weights
     from edgekit.lossless import decompress_weights as decompress_weights
     from edgekit.lossless import verify_weights as verify_weights
+    from edgekit.metering import meter as meter
     from edgekit.model import Loaded as Loaded
     from edgekit.pipeline import export as export
     from edgekit.planning import plan as plan
@@ -53,6 +54,7 @@ _HOME = {
     "generate": "decoding",
     "load": "source",
     "measure": "benchmark",
+    "meter": "metering",
     "open_session": "inference",
     "plan": "planning",
     "prepare": "inference",

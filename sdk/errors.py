@@ -12,6 +12,7 @@
     │   ├── CorruptWeights         compressed weights that cannot be what was stored
     │   └── OutputExists           the output is there already
     └── ToolchainMissing        3  an optional package is missing or of a wrong version
+        └── MeterMissing           nothing here can measure energy
 
 A message says what was asked, what was found, what is allowed, and the command or edit that fixes it.
 """
@@ -77,6 +78,10 @@ class ToolchainMissing(EdgekitError):
     """An optional package is missing or of a version edgekit was not tested with."""
 
     exit_code = 3
+
+
+class MeterMissing(ToolchainMissing):
+    """No energy meter that fits can be read here; the message says of each why, and how to enable it."""
 
 
 def reason_of(error: BaseException) -> str:

@@ -9,24 +9,31 @@ import sys
 from pathlib import Path
 
 from edgekit.measurement import HostState
+from edgekit.sysfs import SYS, ask_tool, read_number, read_text
+from edgekit.throttle import throttle_flags
 
-CPUFREQ = Path("/sys/devices/system/cpu/cpu0/cpufreq")
-THERMAL = Path("/sys/class/thermal/thermal_zone0/temp")
+PLAUSIBLE_C = (-40.0, 150.0)  # a zone without a sensor reads as -273 or as 0xffff
 
 
-def host_state() -> HostState:
+def host_state(tree: Path = SYS) -> HostState:
     """What the kernel says right now; None where it says nothing."""
+    clock = tree / "devices/system/cpu/cpu0/cpufreq"
+    affinity = tuple(sorted(os.sched_getaffinity(0))) if hasattr(os, "sched_getaffinity") else None
     return HostState(
         machine=platform.machine(),
         system=f"{platform.system()} {platform.release()}",
         cpu=_cpu_name(),
         cores=cores(),
         python=platform.python_version(),
-        governor=_read(CPUFREQ / "scaling_governor"),
-        clock_min_hz=_number(CPUFREQ / "scaling_min_freq", 1e3),
-        clock_max_hz=_number(CPUFREQ / "scaling_max_freq", 1e3),
-        clock_now_hz=_number(CPUFREQ / "scaling_cur_freq", 1e3) or _clock_now_hz(),
-        temperature_c=_number(THERMAL, 1e-3),
+        governor=read_text(clock / "scaling_governor"),
+        clock_min_hz=read_number(clock / "scaling_min_freq", 1e3),
+        clock_max_hz=read_number(clock / "scaling_max_freq", 1e3),
+        clock_now_hz=read_number(clock / "scaling_cur_freq", 1e3) or _clock_now_hz(),
+        temperature_c=_temperature_c(tree),
+        affinity=affinity,
+        power_mode=_power_mode(tree),
+        power_supply=_power_supply(tree),
+        throttle_flags=throttle_flags(tree),
     )
 
 
@@ -37,7 +44,7 @@ def cores() -> int:
 
 def peak_rss_bytes() -> int:
     """The most resident memory this program ever held."""
-    for line in (_read(Path("/proc/self/status")) or "").splitlines():
+    for line in (read_text(Path("/proc/self/status")) or "").splitlines():
         if line.startswith("VmHWM:"):  # getrusage would also count the program that started this one
             return int(line.split()[1]) * 1024
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -46,7 +53,7 @@ def peak_rss_bytes() -> int:
 
 def rss_bytes(pid: int) -> int | None:
     """Resident memory of a process, None where the kernel does not say or the process is gone."""
-    for line in (_read(Path(f"/proc/{pid}/status")) or "").splitlines():
+    for line in (read_text(Path(f"/proc/{pid}/status")) or "").splitlines():
         if line.startswith("VmRSS:"):
             return int(line.split()[1]) * 1024
     return None
@@ -54,14 +61,14 @@ def rss_bytes(pid: int) -> int | None:
 
 def available_memory_bytes() -> int | None:
     """Memory that can be taken without swapping, None where the kernel does not say."""
-    for line in (_read(Path("/proc/meminfo")) or "").splitlines():
+    for line in (read_text(Path("/proc/meminfo")) or "").splitlines():
         if line.startswith("MemAvailable:"):
             return int(line.split()[1]) * 1024
     return None
 
 
 def _cpu_name() -> str | None:
-    for line in (_read(Path("/proc/cpuinfo")) or "").splitlines():
+    for line in (read_text(Path("/proc/cpuinfo")) or "").splitlines():
         key, _, value = line.partition(":")
         if key.strip() in {"model name", "Model"}:
             return value.strip()
@@ -69,19 +76,38 @@ def _cpu_name() -> str | None:
 
 
 def _clock_now_hz() -> float | None:
-    for line in (_read(Path("/proc/cpuinfo")) or "").splitlines():
+    for line in (read_text(Path("/proc/cpuinfo")) or "").splitlines():
         if line.startswith("cpu MHz"):
             return float(line.partition(":")[2]) * 1e6
     return None
 
 
-def _read(path: Path) -> str | None:
-    try:
-        return path.read_text(encoding="utf-8").strip()
-    except (OSError, UnicodeDecodeError):
-        return None
+def _temperature_c(tree: Path) -> float | None:
+    """The hottest thermal zone, which is what throttles first."""
+    zones = [read_number(path, 1e-3) for path in tree.glob("class/thermal/thermal_zone*/temp")]
+    return max((zone for zone in zones if zone and PLAUSIBLE_C[0] < zone < PLAUSIBLE_C[1]), default=None)
 
 
-def _number(path: Path, scale: float) -> float | None:
-    text = _read(path)
-    return float(text) * scale if text and text.lstrip("-").isdigit() else None
+def _power_mode(tree: Path) -> str | None:
+    """The Jetson's or the laptop's power mode."""
+    said = ask_tool("nvpmodel", "-q") or ""
+    for line in said.splitlines():
+        name, colon, mode = line.partition(":")
+        if colon and name.strip().endswith("Power Mode"):
+            return f"nvpmodel {mode.strip()}"
+    profile = read_text(tree / "firmware/acpi/platform_profile")
+    return f"platform profile {profile}" if profile else None
+
+
+def _power_supply(tree: Path) -> str | None:
+    """The mains where they are connected; else the battery with its charge."""
+    supplies = sorted(tree.glob("class/power_supply/*"))
+    found = []
+    for supply in supplies:
+        if read_text(supply / "type") == "Battery" and read_text(supply / "scope") != "Device":  # a mouse has one too
+            charge = read_number(supply / "capacity")
+            level = "" if charge is None else f" {charge:.0f} %"
+            found.append(f"battery{level}, {(read_text(supply / 'status') or 'state unknown').lower()}")
+    if any(read_number(supply / "online") for supply in supplies):
+        found.insert(0, "mains")
+    return "; ".join(found) or None

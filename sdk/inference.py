@@ -121,9 +121,18 @@ def answer(bundle: Bundle, outputs: Arrays) -> dict[str, Any]:
 
 def sample_feeds(bundle: Bundle) -> Arrays:
     """Inputs to time a bundle with: its first golden sample, or ones where it has none."""
-    if any(asset.role == "golden" for asset in bundle.manifest.assets):
+    if _has_golden(bundle):
         return bundle.golden()[0][0]
     return {spec.name: np.ones(_smallest(bundle, spec), dtype=spec.dtype) for spec in bundle.manifest.inputs}
+
+
+def sample_source(bundle: Bundle) -> str:
+    """Where `sample_feeds` takes its inputs from."""
+    return "golden sample 0" if _has_golden(bundle) else "ones"
+
+
+def _has_golden(bundle: Bundle) -> bool:
+    return any(asset.role == "golden" for asset in bundle.manifest.assets)
 
 
 def _smallest(bundle: Bundle, spec: TensorSpec) -> list[int]:

@@ -10,53 +10,29 @@ import math
 import statistics
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Literal
 
-import numpy as np
-
+from edgekit.energy import Energy
+from edgekit.intervals import LEAST_TRIALS, Interval, mean_interval, percentile, quantile_interval
 from edgekit.types import Value
 
-Provenance = Literal[
-    "measured.external",
-    "measured.counter",
-    "measured.sampled",
-    "estimated.platform",
-    "modelled.calibrated",
-    "modelled.analytical",
-    "unavailable",
-]
-CONFIDENCE = 0.95
-LEAST_DIFFERENCE = 0.05  # of a ratio: processes of one bundle differ by their place in memory and on cores
-
-
-class Energy(Value, frozen=True, kw_only=True):
-    """Joules per inference and where they come from; None, with the reason, where nothing measured."""
-
-    provenance: Provenance
-    gross_j: float | None = None
-    reason: str | None = None
-
-
-NO_METER = Energy(provenance="unavailable", reason="no energy meter is read by this version of edgekit")
-
-
-class Interval(Value, frozen=True, kw_only=True):
-    """A 95 % confidence interval."""
-
-    low: float
-    high: float
+KEPT_CALLS = 20_000  # raw times that a record holds at most: ten minutes of calls would be megabytes
 
 
 class Latency(Value, frozen=True, kw_only=True):
-    """The distribution of one call's time, in seconds."""
+    """The distribution of one call's time, in seconds; None for what needs more samples."""
 
-    times_s: tuple[float, ...]  # raw, in order
+    times_s: tuple[float, ...]  # raw, in order; of more than 20,000 calls every `kept_every`-th
+    kept_every: int = 1
+    calls: int | None = None  # that the figures below are of; None: those in `times_s`
     mean_s: float
     p50_s: float
-    p50_ci_s: Interval | None  # from order statistics; None below 6 samples
-    p90_s: float | None  # None below 29 samples
-    p99_s: float | None  # None below 299 samples
-    drift: float  # median of the last quarter over the first; far from 1 means throttling or a busy machine
+    p50_ci_s: Interval | None
+    p90_s: float | None  # from 29 calls
+    p90_ci_s: Interval | None = None
+    p99_s: float | None  # from 299 calls
+    p99_ci_s: Interval | None = None
+    p999_s: float | None = None  # from 2,995 calls
+    drift: float  # median of the last quarter over the first; above 1.05 means throttling or a busy machine
 
 
 class HostState(Value, frozen=True, kw_only=True):
@@ -71,7 +47,11 @@ class HostState(Value, frozen=True, kw_only=True):
     clock_min_hz: float | None
     clock_max_hz: float | None
     clock_now_hz: float | None
-    temperature_c: float | None
+    temperature_c: float | None  # of the hottest thermal zone
+    affinity: tuple[int, ...] | None = None  # the cores that the measured process may use
+    power_mode: str | None = None  # "nvpmodel MAXN", "platform profile balanced"
+    power_supply: str | None = None  # "mains", "battery 83 %, discharging"
+    throttle_flags: tuple[str, ...] | None = None  # see `edgekit.throttle`; None: no sensor tells
     emulated: bool = False
 
 
@@ -86,34 +66,77 @@ class GenerationTimes(Value, frozen=True, kw_only=True):
     inter_token: Latency  # between one token of an answer and the next
 
 
+class Trial(Value, frozen=True, kw_only=True):
+    """A part of the timed calls; a fresh process for each where starting one is quick."""
+
+    process: int  # from 0
+    load_s: float  # of its process
+    first_run_s: float
+    calls: int
+    mean_s: float
+    p50_s: float
+
+
+class Sustained(Value, frozen=True, kw_only=True):
+    """What happened to the time of a call while one process ran without a pause."""
+
+    asked_s: float
+    lasted_s: float  # less when it was interrupted
+    window_s: float  # of the two figures below: a minute, or half of a run that was shorter than two
+    minute_1_p50_s: float
+    final_p50_s: float
+    minutes_p50_s: tuple[float, ...]  # one for each minute that was begun
+
+
+class Control(Value, frozen=True, kw_only=True):
+    """A bundle compared with itself: how far to trust comparisons on this machine now."""
+
+    ratio: float
+    ratio_ci: Interval
+    holds: bool  # whether the interval holds 1
+
+
 class Measurement(Value, frozen=True, kw_only=True):
     """One bundle measured on one machine."""
 
     bundle: str
     artifact: str
+    artifact_sha256: str | None = None
+    input_source: str | None = None  # "golden sample 0", "ones"
     runtime: str
     runtime_version: str
+    runtime_build: str | None = None  # sha256 over the native libraries of its packages, where these are known
     threads: int
-    load_s: float  # opening the session, files warm or cold as they were
-    first_run_s: float
-    warmup_runs: int
-    warm: bool  # whether the warm-up reached a steady median
+    load_s: float  # opening the session, files warm or cold as they were; median over processes
+    first_run_s: float  # median over processes
+    warmup_runs: int  # in all processes
+    warm: bool  # whether every warm-up reached a steady median
     latency: Latency
+    trials: tuple[Trial, ...] = ()
+    mean_ci_s: Interval | None = None  # bootstrap over trials
+    trial_cv: float | None = None  # standard deviation of the trials' medians over their mean
+    throttled: tuple[str, ...] = ()  # signs that the machine slowed down meanwhile
+    overhead_s: float | None = None  # of edgekit's session around an empty model, which the calls hold too
+    sustained: Sustained | None = None
+    control: Control | None = None
     generation: GenerationTimes | None = None  # of a language model
     peak_rss_bytes: int  # of a fresh process that holds the runtime half and this model
     energy: Energy
+    modelled_energy_j: float | None = None  # per inference, never added to or shown as what a meter read
+    modelled_energy_note: str | None = None  # where its watts come from, or why there is no such figure
     before: HostState
     after: HostState
 
 
 class Comparison(Value, frozen=True, kw_only=True):
-    """Two bundles measured in alternating rounds: how much time B takes for each second of A."""
+    """Two bundles measured in turns: how much time B takes for each second of A."""
 
     a: Measurement
     b: Measurement
-    ratio: float  # median over rounds of p50(B) / p50(A)
-    ratio_ci: Interval
-    rounds: int
+    ratio: float  # geometric mean over trials
+    ratio_ci: Interval  # bootstrap over trials, so that what processes of one bundle differ by is in it
+    trial_ratios: tuple[float, ...]  # of each trial the median over its rounds of p50(B) / p50(A)
+    rounds: int  # in each trial
     verdict: str
 
 
@@ -126,38 +149,22 @@ class AgainstFloat(Value, frozen=True, kw_only=True):
     reason: str | None = None  # why it is not faster, where it is not
 
 
-def percentile(times: Sequence[float], q: float) -> float | None:
-    """The `q` quantile, or None when fewer samples than a 95 % upper bound on it needs (p90: 29, p99: 299)."""
-    if len(times) < math.ceil(math.log(1 - CONFIDENCE) / math.log(q)):
-        return None
-    return float(np.quantile(np.asarray(times), q))
-
-
-def median_interval(times: Sequence[float]) -> Interval | None:
-    """Distribution-free 95 % interval of the median: the order statistics whose binomial tails stay under 2.5 %."""
-    n, tail, ways = len(times), 0, 1  # integers: 0.5**n and the binomials leave the floats above 1000 calls
-    for low in range(n // 2):
-        tail, ways = tail + ways, ways * (n - low) // (low + 1)
-        if tail * 40 > 1 << n:  # 1 / 40 = 2.5 %
-            break
-    else:
-        low = n // 2
-    if low == 0:
-        return None  # under 6 samples not even the extremes reach 95 %
-    ordered = sorted(times)
-    return Interval(low=ordered[low - 1], high=ordered[n - low])
-
-
 def summarize(times: Sequence[float]) -> Latency:
     """The distribution of raw times in seconds; needs at least one."""
     quarter = max(1, len(times) // 4)
+    every = -(-len(times) // KEPT_CALLS)
     return Latency(
-        times_s=tuple(times),
+        times_s=tuple(times[:: max(1, every)]),
+        kept_every=max(1, every),
+        calls=len(times),
         mean_s=statistics.fmean(times),
         p50_s=statistics.median(times),
-        p50_ci_s=median_interval(times),
+        p50_ci_s=quantile_interval(times, 0.5),
         p90_s=percentile(times, 0.9),
+        p90_ci_s=quantile_interval(times, 0.9),
         p99_s=percentile(times, 0.99),
+        p99_ci_s=quantile_interval(times, 0.99),
+        p999_s=percentile(times, 0.999),
         drift=statistics.median(times[-quarter:]) / statistics.median(times[:quarter]),
     )
 
@@ -176,19 +183,23 @@ def summarize_texts(prompt_tokens: int, texts: Sequence[Sequence[float]]) -> Gen
     )
 
 
-def bootstrap_ratio(rounds: Sequence[tuple[Sequence[float], Sequence[float]]], seed: int = 0) -> tuple[float, Interval]:
-    """Median over rounds of p50(b) / p50(a), with a bootstrap over rounds: calls within one are not independent."""
-    ratios = np.array([statistics.median(b) / statistics.median(a) for a, b in rounds])
-    draws = np.random.default_rng(seed).choice(ratios, size=(2000, len(ratios)))
-    low, high = np.quantile(np.median(draws, axis=1), [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
-    return float(np.median(ratios)), Interval(low=float(low), high=float(high))
+def coefficient_of_variation(trials: Sequence[float]) -> float | None:
+    """Standard deviation over mean; None below two trials."""
+    return statistics.stdev(trials) / statistics.fmean(trials) if len(trials) > 1 else None
+
+
+def ratio_interval(trials: Sequence[float], seed: int = 0) -> tuple[float, Interval]:
+    """Geometric mean of the trials' ratios with its interval; needs five, all above 0."""
+    logs = [math.log(ratio) for ratio in trials]
+    found = mean_interval(logs, seed)
+    if found is None:
+        raise ValueError(f"an interval needs {LEAST_TRIALS} trials, not {len(trials)}")
+    return math.exp(statistics.fmean(logs)), Interval(low=math.exp(found.low), high=math.exp(found.high))
 
 
 def verdict(a: str, b: str, ratio: float, interval: Interval) -> str:
     """One sentence; no winner when the interval holds 1."""
-    if interval.low <= 1 <= interval.high:
+    if interval.holds(1):
         return f"no difference shown between {a} and {b}: the interval of the ratio holds 1"
-    if abs(ratio - 1) < LEAST_DIFFERENCE:
-        return f"no difference shown between {a} and {b}: {ratio:.3f} is within what two runs of one bundle differ by"
     winner, loser, factor = (b, a, 1 / ratio) if ratio < 1 else (a, b, ratio)
     return f"{winner} is {factor:.2f}x as fast as {loser}"

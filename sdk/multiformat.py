@@ -98,5 +98,5 @@ def _options_by_format(formats: Sequence[str], given: Sequence[str]) -> dict[str
 
 def _in_turns(bundles: list[Bundle], progress: Progress) -> list[Measurement]:
     progress("measure all formats in turns")
-    found = compare(bundles, rounds=QUICK_ROUNDS)
+    found = compare(bundles, rounds=QUICK_ROUNDS, fresh=False)
     return [found[0].a, *(pair.b for pair in found)]

@@ -21,7 +21,8 @@ from edgekit.errors import unknown_name
 def names(package: str) -> tuple[str, ...]:
     """The plugins of `package`, for example `edgekit.exporters`. Imports only the (empty) package itself."""
     paths = import_module(package).__path__
-    own = {module.name for module in pkgutil.iter_modules(paths) if not module.name.startswith("_")}
+    found = pkgutil.iter_modules(paths)
+    own = {module.name for module in found if not module.ispkg and not module.name.startswith("_")}
     return tuple(sorted(own | set(_external(package))))
 
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 from edgekit.bundle import Bundle, Delegation, Fallback, Unpacked
-from edgekit.measurement import AgainstFloat, Energy, GenerationTimes, Latency, Measurement
+from edgekit.energy import Energy
+from edgekit.measurement import AgainstFloat, GenerationTimes, Latency, Measurement
 from edgekit.parity import Parity
 from edgekit.types import FULL_PRECISION, Precision, Value
 
 SHOWN = 5  # of a longer list, in a line for people
-DRIFT_WARNING = 1.05  # last quarter's median over the first's
 
 
 class Row(Value, frozen=True, kw_only=True):
@@ -178,32 +178,6 @@ def fallback_text(found: Delegation) -> str:
     return "; ".join([*shown, *([f"and {len(groups) - SHOWN} more kinds"] if len(groups) > SHOWN else [])])
 
 
-def measurement_cells(measured: Measurement) -> list[tuple[str, str]]:
-    """Label and text of every line of a measurement, for people."""
-    state, latency = measured.before, measured.latency
-    clocks = "clocks not shown by this machine"
-    if state.clock_now_hz and measured.after.clock_now_hz:
-        clocks = f"{state.clock_now_hz / 1e9:.2f} GHz before, {measured.after.clock_now_hz / 1e9:.2f} after"
-    warm = "steady" if measured.warm else "NOT steady: the machine is busy or throttling"
-    lines = [
-        ("bundle", f"{measured.bundle}  {measured.runtime} {measured.runtime_version}, {measured.threads} thread(s)"),
-        ("load", f"{milliseconds(measured.load_s)}, first run {milliseconds(measured.first_run_s)}"),
-        ("warm-up", f"{measured.warmup_runs} calls, {warm}"),
-        ("latency", f"{latency_text(latency)}  over {len(latency.times_s)} calls"),
-        *(generation_cells(measured.generation) if measured.generation else ()),
-        ("drift", f"last quarter / first quarter = {latency.drift:.3f}"),
-        ("peak memory", f"{megabytes(measured.peak_rss_bytes)} resident"),
-        ("energy", energy_text(measured.energy)),
-        ("machine", f"{state.cpu or state.machine}, {state.cores} cores, {state.system}"),
-        ("state", f"governor {state.governor or 'not shown'}, {clocks}"),
-    ]
-    if latency.p99_s is None:
-        lines.append(("note", "a p99 needs 299 calls, a p90 29: more --calls"))
-    if latency.drift > DRIFT_WARNING:
-        lines.append(("note", f"calls became {latency.drift - 1:.0%} slower: throttled, or the machine is busy"))
-    return lines
-
-
 def parity_text(parity: Parity) -> str:
     """One line on parity."""
     if parity.sqnr_db is None or parity.cosine_min is None:
@@ -221,7 +195,7 @@ def latency_text(latency: Latency) -> str:
     text = f"p50 {milliseconds(latency.p50_s)}"
     if latency.p50_ci_s:
         text += f" ({1e3 * latency.p50_ci_s.low:.2f} to {1e3 * latency.p50_ci_s.high:.2f})"
-    for name, value in (("p90", latency.p90_s), ("p99", latency.p99_s)):
+    for name, value in (("p90", latency.p90_s), ("p99", latency.p99_s), ("p99.9", latency.p999_s)):
         if value is not None:
             text += f"  {name} {milliseconds(value)}"
     return text
@@ -231,7 +205,14 @@ def energy_text(energy: Energy) -> str:
     """Joules with their source, or why there are none."""
     if energy.gross_j is None:
         return f"{energy.provenance}: {energy.reason}"
-    return f"{1e3 * energy.gross_j:.1f} mJ [{energy.provenance}]"
+    sure = "" if energy.u_rel is None else f" ± {100 * energy.u_rel:.2g} %"
+    what = f"[{' '.join(filter(None, (energy.provenance, energy.meter)))}"
+    if energy.net_j is None or energy.idle_w is None:
+        text = f"{1e3 * energy.gross_j:.4g} mJ{sure} {what}]"
+    else:
+        text = f"{1e3 * energy.net_j:.4g} mJ{sure} {what}, net of {energy.idle_w:.3g} W idle]"
+        text += f", {1e3 * energy.gross_j:.4g} mJ gross"
+    return f"{text}  ({', '.join(energy.flags)})" if energy.flags else text
 
 
 def megabytes(size: float) -> str:

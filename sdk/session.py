@@ -6,8 +6,10 @@ from collections.abc import Callable, Sequence
 from time import perf_counter_ns
 from typing import TYPE_CHECKING, Protocol
 
+import msgspec
 import numpy as np
 
+from edgekit.energy import Energy
 from edgekit.errors import BundleCorrupt, InvalidInput
 from edgekit.processing import Array, Arrays, check_arrays
 from edgekit.types import DynamicDim, TensorSpec, Value, entry_points
@@ -19,13 +21,17 @@ KEPT_CALLS = 4096  # the newest call times a session remembers
 
 
 class SessionStats(Value, frozen=True, kw_only=True):
-    """The calls a session has served so far. Times in seconds, over the newest 4096 calls."""
+    """The calls a session has served so far. Times in seconds, over the newest 4096 calls.
+
+    `energy` is of one inference, in the newest window of `edgekit.meter(session)`; None before the first.
+    """
 
     calls: int
     total_s: float
     p50_s: float | None = None
     p90_s: float | None = None
     max_s: float | None = None
+    energy: Energy | None = None
 
 
 class CallLog:
@@ -121,11 +127,16 @@ class CountedSession:
         manifest = bundle.manifest
         self.inputs, self.outputs = manifest.inputs, manifest.outputs
         self._owner, self._log = owner, CallLog()
+        self._energy: Energy | None = None
         self.run = counted_run(call, self.inputs, self.outputs, manifest.dynamic, self._log)
 
     def stats(self) -> SessionStats:
         """Calls and times so far."""
-        return self._log.stats()
+        return msgspec.structs.replace(self._log.stats(), energy=self._energy)
+
+    def count_energy(self, energy: Energy) -> None:
+        """Keep what a window measured of this session's calls."""
+        self._energy = energy
 
     def close(self) -> None:
         """Free the model."""
@@ -156,6 +167,9 @@ class Session(Protocol):
 
     def stats(self) -> SessionStats:
         """Calls and times so far."""
+
+    def count_energy(self, energy: Energy) -> None:
+        """Keep what a window measured of this session's calls, for `stats`."""
 
     def close(self) -> None:
         """Free the model. Closing twice is fine; running after it raises `InvalidInput`."""

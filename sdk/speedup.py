@@ -32,7 +32,7 @@ def against_float(
     manifest = msgspec.structs.replace(bundle.manifest, artifacts=(artifact,), assets=())
     (scratch / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
     progress("measure on this machine, in turns with the float model")
-    found = compare([Bundle(scratch, manifest), bundle], rounds=QUICK_ROUNDS)[0]
+    found = compare([Bundle(scratch, manifest), bundle], rounds=QUICK_ROUNDS, fresh=False)[0]
     return found.b, _verdict(found, bundle)
 
 

@@ -5,13 +5,15 @@ from __future__ import annotations
 import contextlib
 import re
 from collections.abc import Sequence
-from importlib.metadata import PackageNotFoundError, version
+from hashlib import sha256
+from importlib.metadata import PackageNotFoundError, distribution, version
 from typing import Literal
 
 from edgekit.errors import ToolchainMissing
 from edgekit.types import Value
 
 State = Literal["found", "missing", "wrong version"]
+NATIVE = re.compile(r"\.(so|pyd|dylib|dll)\b[^,]*,sha256=")  # a line of a wheel's RECORD
 
 
 class Toolchain(Value, frozen=True, kw_only=True):
@@ -111,6 +113,21 @@ def versions(distributions: Sequence[str]) -> dict[str, str]:
         with contextlib.suppress(PackageNotFoundError):
             found[name] = version(name)
     return found
+
+
+def native_build(package: str) -> str | None:
+    """Which build of a package is installed: its wheel's tag, and a hash over the hashes of its native libraries.
+
+    Builds of one version differ in speed. None where the package is missing or keeps no record of its files.
+    """
+    try:
+        found = distribution(package)
+    except PackageNotFoundError:
+        return None
+    wheel = (found.read_text("WHEEL") or "").splitlines()
+    tags = [line.removeprefix("Tag:").strip() for line in wheel if line.startswith("Tag:")]
+    files = sorted(line for line in (found.read_text("RECORD") or "").splitlines() if NATIVE.search(line))
+    return " ".join([*tags[:1], sha256("\n".join(files).encode()).hexdigest()[:12]]) if files else None
 
 
 def _key(text: str) -> tuple[int, ...]:

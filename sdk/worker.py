@@ -2,15 +2,19 @@
 
 It speaks one JSON document a line. First it says how loading went; then for each `{"calls": N}` it answers
 `{"times_s": [...]}`. For a language model it answers `{"tokens": N}` with the seconds from the start of a text to each
-of its N tokens, and `"prompt_tokens"`. When its input ends it says its peak memory and leaves, so it never outlives who
-asked.
+of its N tokens, and `"prompt_tokens"`. `{"energy": {...}}` holds an `EnergyRequest`, and its answer `EnergyFigures`.
+When its input ends it says its peak memory, what the session itself takes and which build the runtime is, and leaves,
+so it never outlives who asked.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
+import re
+import statistics
 import sys
+from functools import partial
 from time import perf_counter
 
 import msgspec
@@ -21,8 +25,13 @@ from edgekit.decoding import Decoder, timing_prompt, token_times
 from edgekit.errors import EdgekitError
 from edgekit.host import host_state, peak_rss_bytes
 from edgekit.inference import RUNTIMES, open_session, sample_feeds
+from edgekit.metering import energy_figures
+from edgekit.meters import EnergyRequest, unit_of
 from edgekit.processing import Arrays
-from edgekit.session import Session
+from edgekit.session import CountedSession, Session
+from edgekit.toolchains import native_build
+
+OVERHEAD_CALLS, OVERHEAD_MOST_S = 9, 0.5
 
 
 def main(path: str, threads: str) -> None:
@@ -57,9 +66,20 @@ def _serve(path: str, threads: int) -> None:
             prompt = timing_prompt(bundle)
             times = token_times(Decoder.of(bundle, session), prompt, asked["tokens"])
             _say({"times_s": times, "prompt_tokens": len(prompt)})
+        elif "energy" in asked:
+            request = msgspec.convert(asked["energy"], EnergyRequest)
+            run = partial(_call_times, session, feeds)
+            _say(msgspec.to_builtins(energy_figures(request, unit_of(bundle), run)))
         else:
             _say({"times_s": _call_times(session, feeds, asked["calls"])})
-    _say({"peak_rss_bytes": peak_rss_bytes(), "state": msgspec.to_builtins(host_state())})
+    _say(
+        {
+            "peak_rss_bytes": peak_rss_bytes(),  # before what follows takes some
+            "state": msgspec.to_builtins(host_state()),
+            "overhead_s": _overhead_s(bundle, session, feeds),
+            "runtime_build": native_build(re.split(r"[<>=]", bundle.artifact.runtime_version_range)[0]),
+        }
+    )
 
 
 def _call_times(session: Session, feeds: Arrays, calls: int) -> list[float]:
@@ -71,11 +91,23 @@ def _call_times(session: Session, feeds: Arrays, calls: int) -> list[float]:
     return times
 
 
+def _overhead_s(bundle: Bundle, session: Session, feeds: Arrays) -> float:
+    """Median seconds of a session around a model that does nothing, on caches as cold as the real one leaves them."""
+    results = list(session.run(feeds).values())
+    empty = CountedSession(bundle, lambda _: results)
+    times: list[float] = []
+    start = perf_counter()
+    while not times or (len(times) < OVERHEAD_CALLS and perf_counter() - start < OVERHEAD_MOST_S):
+        session.run(feeds)
+        times += _call_times(empty, feeds, 1)
+    return statistics.median(times)
+
+
 def _say(document: dict[str, object]) -> None:
     sys.stdout.write(json.dumps(document) + "\n")
     sys.stdout.flush()
 
 
 if __name__ == "__main__":
-    with contextlib.suppress(KeyboardInterrupt, BrokenPipeError):  # whoever asked is interrupted too, and says so
+    with contextlib.suppress(KeyboardInterrupt, BrokenPipeError):  # whoever asked has gone, and said why
         main(*sys.argv[1:])

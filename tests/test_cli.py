@@ -170,26 +170,6 @@ def test_verify_exits_1_below_its_gate(bundle_copy: Path, capfd: pytest.CaptureF
     assert said.json["ok"] is False
 
 
-def test_profile_gives_a_distribution_and_keeps_its_gates(bundle_copy: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    measured = Said(capfd, "profile", bundle_copy, "--calls", "40", "--json", "-q").json
-    assert len(measured["latency"]["times_s"]) == 40
-    assert measured["latency"]["p90_s"] is not None
-    assert measured["latency"]["p99_s"] is None
-    assert measured["load_s"] > 0
-    assert measured["energy"]["gross_j"] is None
-    assert measured["energy"]["reason"]
-    said = Said(capfd, "profile", bundle_copy, "--calls", "40", "--max-latency-ms", "0.000001", "-q")
-    assert said.code == 1
-    assert "the limit is 1e-06 ms" in said.err
-
-
-def test_compare_of_a_bundle_with_itself_gives_no_winner(bundle_copy: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    found = Said(capfd, "compare", bundle_copy, bundle_copy, "--rounds", "12", "--json", "-q").json[0]
-    assert found["ratio_ci"]["low"] <= found["ratio"] <= found["ratio_ci"]["high"]
-    assert 0.5 < found["ratio"] < 2
-    assert found["rounds"] == 12
-
-
 def test_run_takes_arrays_and_saves_the_raw_outputs(
     bundle_copy: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

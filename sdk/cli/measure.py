@@ -4,71 +4,136 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
+import msgspec
 import typer
 
 from edgekit.cli import options as given
-from edgekit.cli.output import progress, say, show_json, show_pairs, show_table
+from edgekit.cli.output import check_file, progress, save_json, say, show_json, show_pairs, show_table, stoppable
 from edgekit.errors import GateMissed
 
+if TYPE_CHECKING:
+    from edgekit.measurement import Comparison, Measurement
 
-@given.verb("profile", "edgekit profile out --threads 4\n\nNext:  edgekit compare out other")
+INTERRUPTED = 130
+Trials = Annotated[int, typer.Option("--trials", help="Trials, each in new processes where these start quickly.")]
+
+
+@given.verb("profile", "edgekit profile out --threads 4 -o profile.json\n\nNext:  edgekit compare out other")
 def profile(
     bundle: given.BundlePath,
     threads: given.Threads = 1,
-    calls: Annotated[int, typer.Option("--calls", help="Timed calls; 29 give a p90, 299 a p99.")] = 300,
-    max_latency_ms: Annotated[float | None, typer.Option("--max-latency-ms", help="Fail when p50 is above.")] = None,
+    calls: Annotated[int, typer.Option("--calls", help="Timed calls: 29 give a p90, 299 a p99, 2995 a p99.9.")] = 300,
+    trials: Trials = 5,
+    sustained: Annotated[
+        str | None, typer.Option("--sustained", help="Call without a pause for 90s, 10m or 1h; Ctrl-C ends it early.")
+    ] = None,
+    aa: Annotated[bool, typer.Option("--aa", help="Also compare the bundle with itself; fails unless 1 fits.")] = False,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Write the JSON document here too.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace the file at -o.")] = False,
+    max_latency_ms: Annotated[
+        float | None, typer.Option("--max-latency-ms", help="Fail when p50 is above; of the end, when --sustained.")
+    ] = None,
     max_memory_mb: given.MaxMemory = None,
+    energy: given.Energy = "off",
+    meter: given.Meter = None,
     json: given.Json = False,
     quiet: given.Quiet = False,
 ) -> int:
     """Measure a bundle on this machine: load, first run, steady latency, memory, and the machine's state."""
-    from edgekit.benchmark import measure
-    from edgekit.report import measurement_cells
+    from edgekit.benchmark import compare as compare_bundles
+    from edgekit.benchmark import control, energy_of, measure
+    from edgekit.meters import energy_request
+    from edgekit.report_measurement import measurement_cells
+    from edgekit.sustained import sustain
 
+    if output:
+        check_file(output, force)
+    asked = energy_request(energy, meter)
     with progress(quiet) as step:
-        measured = measure(bundle, threads=threads, calls=calls, progress=step)
+        joules = energy_of(bundle, asked, threads=threads, progress=step) if asked.mode != "off" else None
+        if sustained is None:
+            measured = measure(bundle, threads=threads, calls=calls, trials=trials, progress=step)
+        else:
+            seconds = given.seconds(sustained)
+            with stoppable() as stopped:
+                measured = sustain(bundle, seconds, threads=threads, stopped=stopped, progress=step)
+        if aa:
+            itself = compare_bundles([bundle, bundle], threads=threads, progress=step)[0]
+            measured = msgspec.structs.replace(measured, control=control(itself))
+        if joules:
+            measured = msgspec.structs.replace(measured, **msgspec.structs.asdict(joules))
+    if output:
+        save_json(output, measured)
     if json:
         show_json(measured)
     else:
         show_pairs(measurement_cells(measured))
-    gates = (
-        ("p50", 1e3 * measured.latency.p50_s, max_latency_ms, "ms"),
-        ("peak memory", measured.peak_rss_bytes / 1e6, max_memory_mb, "MB"),
-    )
-    missed = [
-        f"{name} is {value:.2f} {unit}, the limit is {most:g} {unit}"
-        for name, value, most, unit in gates
-        if most is not None and value > most
-    ]
+    missed = _missed(measured, max_latency_ms, max_memory_mb)
     for miss in missed:
         print(f"error: {miss}", file=sys.stderr)
-    return GateMissed.exit_code if missed else 0
+    if missed:
+        return GateMissed.exit_code
+    cut = measured.sustained is not None and measured.sustained.lasted_s < measured.sustained.asked_s
+    return INTERRUPTED if cut else 0
 
 
 @given.verb("compare", "edgekit compare out/fp32 out/int8")
 def compare(
     bundles: Annotated[list[Path], typer.Argument(metavar="A B ...", help="Bundles; each is compared with the first.")],
     threads: given.Threads = 1,
-    rounds: Annotated[int, typer.Option("--rounds", help="Alternating rounds of ten calls.")] = 30,
+    trials: Trials = 5,
+    rounds: Annotated[int, typer.Option("--rounds", help="Alternating rounds of ten calls in each trial.")] = 6,
+    aa: Annotated[bool, typer.Option("--aa", help="Compare the first with itself too; fails unless 1 fits.")] = False,
     json: given.Json = False,
     quiet: given.Quiet = False,
 ) -> int:
-    """Measure bundles in alternating rounds and say which is faster, with a confidence interval."""
+    """Measure bundles in turns and say which is faster, with a confidence interval; no winner where it holds 1."""
     from edgekit.benchmark import compare as compare_bundles
-    from edgekit.report import milliseconds
+    from edgekit.benchmark import control
+    from edgekit.report_measurement import control_text
 
     with progress(quiet) as step:
-        found = compare_bundles(bundles, threads=threads, rounds=rounds, progress=step)
+        given_twice = [bundles[0], *bundles] if aa else bundles
+        found = compare_bundles(given_twice, threads=threads, trials=trials, rounds=rounds, progress=step)
+    itself = control(found[0]) if aa else None
     if json:
         show_json(found)
+    else:
+        _show_comparisons(found)
+        for pair in found[1:] if itself else found:
+            say(pair.verdict)
+    if itself is None:
         return 0
-    rows = [[found[0].a.bundle, milliseconds(found[0].a.latency.p50_s), "1", ""]]
+    print(f"A/A control {control_text(itself)}", file=sys.stderr)
+    return 0 if itself.holds else GateMissed.exit_code
+
+
+def _missed(measured: Measurement, max_latency_ms: float | None, max_memory_mb: float | None) -> list[str]:
+    """What the measurement promised and did not keep."""
+    from edgekit.report_measurement import control_text
+
+    sustained, control = measured.sustained, measured.control
+    name, p50_s = ("the last p50", sustained.final_p50_s) if sustained else ("p50", measured.latency.p50_s)
+    gates = (
+        (name, 1e3 * p50_s, max_latency_ms, "ms"),
+        ("peak memory", measured.peak_rss_bytes / 1e6, max_memory_mb, "MB"),
+    )
+    missed = [
+        f"{what} is {value:.2f} {unit}, the limit is {most:g} {unit}"
+        for what, value, most, unit in gates
+        if most is not None and value > most
+    ]
+    return missed + ([f"A/A control {control_text(control)}"] if control and not control.holds else [])
+
+
+def _show_comparisons(found: list[Comparison]) -> None:
+    from edgekit.report import milliseconds
+
+    rows = [[found[0].a.bundle, milliseconds(found[0].a.latency.p50_s), "1", "", ""]]
     for pair in found:
         interval = f"{pair.ratio_ci.low:.3f} to {pair.ratio_ci.high:.3f}"
-        rows.append([pair.b.bundle, milliseconds(pair.b.latency.p50_s), f"{pair.ratio:.3f}", interval])
-    show_table(["bundle", "p50", "time ratio", "95 % interval"], rows)
-    for pair in found:
-        say(pair.verdict)
-    return 0
+        span = f"{min(pair.trial_ratios):.3f} to {max(pair.trial_ratios):.3f}"
+        rows.append([pair.b.bundle, milliseconds(pair.b.latency.p50_s), f"{pair.ratio:.3f}", interval, span])
+    show_table(["bundle", "p50", "time ratio", "95 % interval", f"{len(found[0].trial_ratios)} trials"], rows)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, TypeVar
 
 import typer
+
+from edgekit.errors import InvalidInput
 
 F = TypeVar("F", bound=Callable[..., object])
 
@@ -56,6 +59,19 @@ TrustRemoteCode = Annotated[
     bool, typer.Option("--trust-remote-code", help="Run Python code that a Hugging Face folder brings.")
 ]
 MaxMemory = Annotated[float | None, typer.Option("--max-memory-mb", help="Fail above this many MB.")]
+Energy = Annotated[
+    str,
+    typer.Option(
+        "--energy",
+        help="off; measured: joules per inference, and fail where nothing measures; any: a model's figure beside them.",
+    ),
+]
+Meter = Annotated[
+    str | None,
+    typer.Option(
+        "--meter", help="NAME,OPTION=VALUE of the meter to read, see edgekit doctor; the best here if left out."
+    ),
+]
 MinCosine = Annotated[float | None, typer.Option("--min-cosine", help="Parity gate: least cosine of any sample.")]
 MinSqnr = Annotated[float | None, typer.Option("--min-sqnr-db", help="Parity gate: least SQNR over all samples.")]
 
@@ -74,6 +90,18 @@ ForceBundle = Annotated[
     bool, typer.Option("--force", help="Replace an existing bundle; keep one that misses parity, marked so.")
 ]
 Measure = Annotated[bool, typer.Option("--measure/--no-measure", help="Time the bundle on this machine at the end.")]
+
+
+DURATION = re.compile(r"(\d+(?:\.\d+)?)(s|m|h)?")
+UNITS = {None: 1.0, "s": 1.0, "m": 60.0, "h": 3600.0}
+
+
+def seconds(text: str) -> float:
+    """Seconds of `90`, `90s`, `10m` or `1.5h`. Raises `InvalidInput`."""
+    found = DURATION.fullmatch(text.strip())
+    if found is None:
+        raise InvalidInput(f"'{text}' is no time: give it as 90s, 10m or 1h")
+    return float(found[1]) * UNITS[found[2]]
 
 
 def verb(name: str, example: str) -> Callable[[F], F]:

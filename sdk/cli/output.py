@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import msgspec
 from rich.console import Console
 from rich.table import Table
+
+from edgekit.errors import OutputExists
+from edgekit.folder import write_errors
+from edgekit.types import Value
 
 
 def show_json(value: Any) -> None:
@@ -81,6 +87,43 @@ def progress(quiet: bool) -> Iterator[Callable[[str], None]]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def stoppable() -> Iterator[Callable[[], bool]]:
+    """Whether Ctrl-C was pressed, for work that can end with what it has; pressed again, it interrupts as ever."""
+    before = signal.getsignal(signal.SIGINT)
+    pressed = False
+
+    def note(*_: object) -> None:
+        nonlocal pressed
+        pressed = True
+        signal.signal(signal.SIGINT, before)
+
+    signal.signal(signal.SIGINT, note)
+    try:
+        yield lambda: pressed
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def check_file(path: Path, force: bool) -> None:
+    """Raise `OutputExists` unless a file may be written there."""
+    if path.is_dir():
+        raise OutputExists(f"'{path}' is a folder: name a file, as in -o {path / 'profile.json'}")
+    if path.exists() and not force:
+        raise OutputExists(f"'{path}' is there already: choose another -o, or replace it with --force")
+
+
+def save_json(path: Path, value: Value) -> None:
+    """Write one JSON document, which appears when it is whole."""
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    with write_errors(path):
+        try:
+            partial.write_text(value.to_json() + "\n", encoding="utf-8")
+            partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)
 
 
 def _console() -> Console:
