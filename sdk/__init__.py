@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from edgekit.benchmark import compare as compare
     from edgekit.benchmark import measure as measure
     from edgekit.bundle import Bundle as Bundle
+    from edgekit.calibration import calibrate as calibrate
     from edgekit.compression import compress as compress
     from edgekit.decoding import generate as generate
     from edgekit.drafting import ExportOptions as ExportOptions
@@ -45,6 +46,7 @@ _HOME = {
     "Loaded": "model",
     "Sampling": "generation",
     "answer": "inference",
+    "calibrate": "calibration",
     "compare": "benchmark",
     "compress": "compression",
     "compress_weights": "lossless",

@@ -114,9 +114,9 @@ def compare(
 ) -> list[Comparison]:
     """Compare each bundle with the first, in trials of alternating rounds of ten calls; new processes in each trial.
 
-    The order turns round every time, so that drift of the machine falls on all alike. Each trial gives one ratio, and
-    the interval is over trials: processes of one bundle differ by their place in memory. Without `fresh`, trials share
-    processes that take more than 2 s to start, and that difference is not in the interval.
+    The order turns round with every trial. Each trial gives one ratio and the interval is over trials, since processes
+    of one bundle differ by their place in memory. Without `fresh`, trials share processes that take more than 2 s to
+    start, and that difference is not in the interval.
     """
     if len(bundles) < 2:
         raise InvalidInput("compare needs two bundles or more")
@@ -129,12 +129,12 @@ def compare(
         number = trials - left
         progress(f"trial {number + 1} of {trials}")
         with contextlib.ExitStack() as stack:
-            turned = found[:: -1 if number % 2 else 1]
-            opened = [stack.enter_context(Worker(bundle, threads, place)) for bundle in turned]
-            workers = opened[:: -1 if number % 2 else 1]
+            step = -1 if number % 2 else 1
+            opened = [stack.enter_context(Worker(bundle, threads, place)) for bundle in found[::step]]
+            workers = opened[::step]
             shared = not fresh and max(worker.start_s for worker in workers) > SLOW_START_S
             warmed = [warm_up(worker, WARM_AGAIN_MOST_S if number else WARM_MOST_S) for worker in workers]
-            times = [alternate(workers, rounds) for _ in range(left if shared else 1)]
+            times = [alternate(opened, rounds)[::step] for _ in range(left if shared else 1)]
             for index, worker in enumerate(workers):
                 blocks = tuple(tuple(chain(*trial[index])) for trial in times)
                 runs[index].append(finish(worker, warmed[index], blocks))
@@ -165,12 +165,9 @@ def warm_up(worker: Worker, most_s: float = WARM_MOST_S) -> tuple[int, bool]:
 
 
 def alternate(workers: Sequence[Worker], rounds: int) -> list[list[Block]]:
-    """Rounds of ten calls of each worker, in turns whose order turns round every time."""
-    times: list[list[Block]] = [[] for _ in workers]
-    for number in range(rounds):
-        for index in range(len(workers))[:: -1 if number % 2 else 1]:
-            times[index].append(workers[index].times(ROUND_CALLS))
-    return times
+    """Rounds of ten calls of each worker, always in the same order: so all begin on caches that another left."""
+    turns = [[worker.times(ROUND_CALLS) for worker in workers] for _ in range(rounds)]
+    return [list(mine) for mine in zip(*turns, strict=True)]
 
 
 def trial_ratio(a: Sequence[Block], b: Sequence[Block]) -> float:

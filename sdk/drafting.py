@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from torch.export import ExportedProgram
 
 from edgekit.compression import CompressedModel, Progress, compress, silent
-from edgekit.cost.memory import Forecast, forecast
+from edgekit.cost.forecast import Forecast, forecast
 from edgekit.dataset import FEW_SAMPLES, Dataset, load_dataset
 from edgekit.errors import InvalidInput
 from edgekit.golden import decoder_samples
@@ -92,12 +92,12 @@ def draft(
     if compressed.model is not model:
         progress("trace the compressed model")
         program = capture(compressed.model)
-    predicted = forecast(compressed, program, model.weight_bytes)
-    require_fit(predicted.run_bytes, profile, options.max_memory_mb)
-    free = available_memory_bytes()
-    if free is not None and predicted.export_peak_bytes > free:
+    predicted = forecast(compressed, program, chosen, profile, model.weight_bytes)
+    require_fit(predicted.memory.run_bytes, profile, options.max_memory_mb)
+    free, needed_bytes = available_memory_bytes(), predicted.memory.export_peak_bytes
+    if free is not None and needed_bytes > free:
         warnings += (
-            f"exporting may take {predicted.export_peak_bytes / 1e9:.1f} GB of memory, and {free / 1e9:.1f} GB are "
+            f"exporting may take {needed_bytes / 1e9:.1f} GB of memory, and {free / 1e9:.1f} GB are "
             "free: close other programs if it is killed",
         )
     return Draft(

@@ -136,7 +136,7 @@ def peak_activation_bytes(program: ExportedProgram) -> int:
 def _node_bytes(node: Node) -> int:
     values = node.meta.get("val")
     tensors = [values] if isinstance(values, torch.Tensor) else list(values) if isinstance(values, list | tuple) else []
-    return sum(_hint(t.numel()) * t.element_size() for t in tensors if isinstance(t, torch.Tensor))
+    return sum(hinted(t.numel()) * t.element_size() for t in tensors if isinstance(t, torch.Tensor))
 
 
 def _dtype(spec: TensorSpec) -> torch.dtype:
@@ -144,7 +144,8 @@ def _dtype(spec: TensorSpec) -> torch.dtype:
     return dtype
 
 
-def _hint(size: int | torch.SymInt) -> int:
+def hinted(size: int | torch.SymInt) -> int:
+    """A size of a traced shape; of a dynamic one, what the example has."""
     return size.node.hint if isinstance(size, torch.SymInt) else size
 
 

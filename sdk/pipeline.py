@@ -78,7 +78,8 @@ def export(
         progress(f"load {model}")
         model = load(model)
     made = draft(model, device, options, progress)
-    largest = max(made.forecast.artifact_bytes, made.forecast.weight_bytes)  # before it is packed, where it is
+    memory = made.forecast.memory
+    largest = max(memory.artifact_bytes, memory.weight_bytes)  # before it is packed, where it is
     room = 3 * largest + model.weight_bytes  # the artifact in the making, and the job that crosses
     with building(folder, room, options.force) as partial:
         _build(model, made, partial, options, progress)
@@ -91,9 +92,8 @@ def _build(model: Model, made: Draft, partial: Path, options: ExportOptions, pro
     chosen = exporter_options(made.plan)
     if refused := exporter.reject(job, chosen):
         raise UnsupportedModel("; ".join(map(str, refused)))
-    progress(
-        f"export to {made.plan.format}, with at most about {made.forecast.export_peak_bytes / 1e9:.1f} GB of memory"
-    )
+    most = made.forecast.memory.export_peak_bytes
+    progress(f"export to {made.plan.format}, with at most about {most / 1e9:.1f} GB of memory")
     try:
         exported = isolation.export(made.plan.format, job, partial, chosen, progress)
     except UnsupportedModel as error:

@@ -13,6 +13,7 @@ from typing import Annotated, Any, Protocol, TypeVar
 import msgspec
 
 from edgekit import errors
+from edgekit.bandwidth import Bandwidth
 from edgekit.bundle import Bundle
 from edgekit.errors import EdgekitError
 from edgekit.measurement import HostState
@@ -117,6 +118,10 @@ class Worker:
         if said.prompt_tokens is None or not 2 <= len(said.times_s) <= tokens:
             raise self._misunderstood(f"{len(said.times_s)} times for {tokens} tokens")
         return said
+
+    def bandwidth(self, threads: int) -> Bandwidth:
+        """How fast the machine copies memory, with `threads` threads."""
+        return self._ask({"copy_threads": threads}, Bandwidth)
 
     def energy(self, request: EnergyRequest) -> EnergyFigures:
         """Joules of one inference, read where the bundle runs, or from here where that is where the meter hangs."""

@@ -21,7 +21,7 @@ from edgekit.passes.int8_dynamic import Int8Dynamic
 from edgekit.passes.int8_static import Int8Static
 from edgekit.passes.int8_weight_only import Int8WeightOnly
 from edgekit.passes.lossless import Lossless
-from edgekit.profile import DeviceProfile
+from edgekit.profile import Compiler, ComputeUnit, DeviceProfile, RuntimeChoice
 from edgekit.types import Precision, Value
 
 EXPORTERS = "edgekit.exporters"
@@ -42,6 +42,15 @@ ALIASES: dict[str, Precision] = {
     "static_wi8_ai8": "int8",
 }
 CONVOLUTIONS = ("conv1d", "conv2d", "conv3d", "conv_transpose2d", "convolution")
+
+
+class _Target(Value, frozen=True, kw_only=True):
+    """What a model is exported for: a format, the unit that runs it, and the vendor's compiler in between, if any."""
+
+    format: str
+    unit: ComputeUnit
+    compiler: Compiler | None = None
+    reasons: tuple[str, ...]
 
 
 class Plan(Value, frozen=True, kw_only=True):
@@ -91,20 +100,20 @@ def plan(
     Raises `UnknownName` for a precision or format that does not exist, `InvalidInput` for a precision that the format
     does not have, `PlanInfeasible` when the device runs none.
     """
-    chosen_format, why_format = _format(device, format)
-    chosen, why = _precision(program, device, precision, calibrated)
-    allowed = registry.load(EXPORTERS, chosen_format).PRECISIONS
+    target = _target(device, format)
+    chosen, why = _precision(program, device, target, precision, calibrated)
+    allowed = registry.load(EXPORTERS, target.format).PRECISIONS
     if chosen not in allowed:
         if precision != "auto":
-            raise InvalidInput(f"{chosen_format} has no {chosen}: take --precision {', '.join(allowed)}")
-        chosen, why = "fp32", f"precision fp32: {chosen_format} has no {chosen}"
+            raise InvalidInput(f"{target.format} has no {chosen}: take --precision {', '.join(allowed)}")
+        chosen, why = "fp32", f"precision fp32: {target.format} has no {chosen}"
     return Plan(
         device=device.id,
-        format=chosen_format,
+        format=target.format,
         precision=chosen,
         passes=_passes(chosen, calibrated),
-        options=_options(chosen_format, options),
-        reasons=(why_format, why),
+        options=_options(target.format, options),
+        reasons=(*target.reasons, why),
     )
 
 
@@ -158,27 +167,57 @@ def require_fit(run_bytes: int, device: DeviceProfile, limit_mb: float | None) -
             )
 
 
-def _format(device: DeviceProfile, format: str) -> tuple[str, str]:
+def _target(device: DeviceProfile, format: str) -> _Target:
     known = registry.names(EXPORTERS)
     if format != "auto":
         if format not in known:
             raise unknown_name("export format", format, known)
-        return format, f"format {format}: asked for"
+        return _asked_target(device, format)
+    unserved: list[str] = []
     for choice in device.runtime:
         if choice.format in known:
-            return choice.format, f"format {choice.format}: {choice.name} serves {device.title}"
-    raise PlanInfeasible(
-        f"{device.title} is served by {', '.join(c.format for c in device.runtime) or 'no runtime'}, and there are "
-        f"exporters for {', '.join(known)}"
-    )
+            why = f"format {choice.format}: {choice.name} serves {_place(device, choice)}"
+            return _Target(format=choice.format, unit=device.unit_of(choice), reasons=(*unserved, why))
+        unserved.append(_not_served(device, choice))
+    if unserved:
+        raise PlanInfeasible("; ".join(unserved))
+    raise PlanInfeasible(f"{device.title} is served by no runtime, and there are exporters for {', '.join(known)}")
 
 
-def _precision(program: ExportedProgram, device: DeviceProfile, asked: str, calibrated: bool) -> tuple[Precision, str]:
+def _asked_target(device: DeviceProfile, format: str) -> _Target:
+    for choice in device.runtime:
+        if choice.format == format:
+            return _Target(format=format, unit=device.unit_of(choice), reasons=(f"format {format}: asked for",))
+    for choice in device.runtime:
+        if choice.compiler is not None and choice.compiler.reads == format:
+            why = f"format {format}: asked for; {choice.compiler.name} makes {choice.format} of it"
+            return _Target(format=format, unit=device.unit_of(choice), compiler=choice.compiler, reasons=(why,))
+    return _Target(format=format, unit=device.main_unit, reasons=(f"format {format}: asked for",))
+
+
+def _place(device: DeviceProfile, choice: RuntimeChoice) -> str:
+    return f"the {choice.unit} of {device.title}" if choice.unit else device.title
+
+
+def _not_served(device: DeviceProfile, choice: RuntimeChoice) -> str:
+    """Why a runtime of the device gets no model from here, and what to feed its vendor's compiler instead."""
+    said = f"{_place(device, choice)} is served by {choice.name}, and edgekit does not write {choice.format}"
+    if choice.compiler is None:
+        return said
+    asked = f"--format {choice.compiler.reads} --precision {choice.compiler.precision}"
+    return f"{said}: export with {asked} and give that to {choice.compiler.name}"
+
+
+def _precision(
+    program: ExportedProgram, device: DeviceProfile, target: _Target, asked: str, calibrated: bool
+) -> tuple[Precision, str]:
     if asked != "auto":
         name = known_precision(asked)
         return name, f"precision {name}: asked for"
+    if target.compiler is not None:
+        return _compiler_precision(target.compiler, calibrated)
     ops = op_counts(program)
-    fast = device.main_unit.fast_dtypes
+    fast = target.unit.fast_dtypes
     convolutions = sum(ops[name] for name in CONVOLUTIONS)
     attention = attention_ops(program)
     if fast[:1] == ("float16",):
@@ -190,6 +229,13 @@ def _precision(program: ExportedProgram, device: DeviceProfile, asked: str, cali
     if "int8" in fast and convolutions:
         return "fp32", "precision fp32: int8 needs --calibration samples and there are none"
     return "fp32", f"precision fp32: nothing in this model gains from fewer bits on {device.title}"
+
+
+def _compiler_precision(compiler: Compiler, calibrated: bool) -> tuple[Precision, str]:
+    wanted = compiler.precision
+    if calibrated or not any(step.decides and step.needs_samples for step in RECIPES[wanted]):
+        return wanted, f"precision {wanted}: what {compiler.name} takes"
+    raise PlanInfeasible(f"{compiler.name} takes {wanted} models, and {wanted} needs samples: give --calibration")
 
 
 def known_precision(text: str) -> Precision:

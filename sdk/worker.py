@@ -3,8 +3,8 @@
 It speaks one JSON document a line. First it says how loading went; then for each `{"calls": N}` it answers
 `{"times_s": [...]}`. For a language model it answers `{"tokens": N}` with the seconds from the start of a text to each
 of its N tokens, and `"prompt_tokens"`. `{"energy": {...}}` holds an `EnergyRequest`, and its answer `EnergyFigures`.
-When its input ends it says its peak memory, what the session itself takes and which build the runtime is, and leaves,
-so it never outlives who asked.
+`{"copy_threads": N}` is answered with a `Bandwidth`. When its input ends it says its peak memory, what the session
+itself takes and which build the runtime is, and leaves, so it never outlives who asked.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from time import perf_counter
 import msgspec
 
 from edgekit import registry
+from edgekit.bandwidth import bandwidth
 from edgekit.bundle import Bundle
 from edgekit.decoding import Decoder, timing_prompt, token_times
 from edgekit.errors import EdgekitError
@@ -66,6 +67,8 @@ def _serve(path: str, threads: int) -> None:
             prompt = timing_prompt(bundle)
             times = token_times(Decoder.of(bundle, session), prompt, asked["tokens"])
             _say({"times_s": times, "prompt_tokens": len(prompt)})
+        elif "copy_threads" in asked:
+            _say(msgspec.to_builtins(bandwidth(asked["copy_threads"])))
         elif "energy" in asked:
             request = msgspec.convert(asked["energy"], EnergyRequest)
             run = partial(_call_times, session, feeds)

@@ -23,7 +23,7 @@ from edgekit.place import HERE, Place, Worker
 
 RESULTS = Path(__file__).with_name("profile_benchmarks.json")
 LOOP = Path(__file__).with_name("bare_loop.py")
-TRIALS, ROUNDS, CONTROLS = 10, 6, 20
+TRIALS, ROUNDS, CONTROLS = 10, 6, 10
 
 
 class BareLoop:

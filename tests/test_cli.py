@@ -23,7 +23,7 @@ from edgekit.dataset import photo_bytes
 
 MODELS = Path(__file__).parent / "models.py"
 VERBS = ("export", "plan", "analyze", "compress", "decompress", "verify", "run", "profile", "compare", "inspect",
-         "list", "devices", "doctor")  # fmt: skip
+         "list", "devices", "calibrate", "doctor")  # fmt: skip
 EDGEKIT = [sys.executable, "-P", "-c", "from edgekit.cli import main; main()"]
 
 
@@ -191,6 +191,40 @@ def test_inspect_and_the_lists_read_without_loading_anything(
     assert "Did you mean 'exporters'" in Said(capfd, "list", "exporter").err
     assert "raspberrypi5" in {device["id"] for device in Said(capfd, "devices", "--json").json}
     assert "vendor" in Said(capfd, "devices", "bcm2712").out
+    assert "vela ethos-u65-512 Ethos_U65_High_End" in Said(capfd, "devices", "u65-512").out
+
+
+def test_devices_are_filtered_by_what_they_have(capfd: pytest.CaptureFixture[str]) -> None:
+    def ids(*filters: str) -> set[str]:
+        return {device["id"] for device in json.loads(Said(capfd, "devices", "--json", *filters).out)}
+
+    assert ids("--family", "android") == {"pixel8", "pixel9", "sa8295p", "snapdragon-8-gen-3"}
+    assert ids("--runtime", "hef") == ids("--runtime", "hailort") == {"hailo-8l"}
+    assert "rk3588" in ids("--kind", "npu", "--runtime", "onnx")
+    assert ids("--kind", "gpu", "--dtype", "bfloat16") == {"h200", "rtx4090"}
+
+
+def test_the_table_of_devices_says_what_is_known_and_what_is_unsure(capfd: pytest.CaptureFixture[str]) -> None:
+    lines = {line.split()[0]: " ".join(line.split()) for line in Said(capfd, "devices").out.splitlines() if line}
+    assert lines["raspberrypi5"].endswith("cpu 0.614 0.307 17 8.33 GB rpi5-pmic onnxruntime, litert, executorch")
+    assert lines["iphone15-pro"].endswith("ane 35? - - 8.59 GB none coreml, executorch, onnxruntime, litert")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "problem"),
+    [
+        (["--kind", "nup"], "Did you mean 'npu'?"),
+        (["--family", "arm64"], "Did you mean 'arm64-linux'?"),
+        (["--dtype", "int9"], "There are: bfloat16, float16, float32, int16, int8."),
+        (["pi5", "--kind", "npu"], "--kind filters the list, and 'pi5' names one device"),
+    ],
+)
+def test_a_wrong_filter_of_devices_is_refused(
+    arguments: list[str], problem: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    said = Said(capfd, "devices", *arguments)
+    assert said.code == 2
+    assert problem in said.err
 
 
 def test_doctor_names_every_backend_and_how_to_get_it(capfd: pytest.CaptureFixture[str]) -> None:

@@ -11,6 +11,7 @@ import pytest
 from edgekit.errors import InvalidInput, UnknownName
 from edgekit.profile import (
     SCHEMA,
+    Calibration,
     ComputeUnit,
     DeviceProfile,
     device_ids,
@@ -18,18 +19,36 @@ from edgekit.profile import (
     load_profile,
     load_shipped,
     numbers,
+    sourced,
 )
 
 EXPECTED = {
+    "coral-edge-tpu",
+    "core-ultra-155h",
+    "core-ultra-lunar-lake",
+    "ethos-u55-128",
+    "ethos-u55-256",
+    "ethos-u65-256",
+    "ethos-u65-512",
+    "ethos-u85-2048",
+    "ethos-u85-256",
     "generic-x86",
     "h200",
+    "hailo-8l",
+    "iphone15-pro",
     "jetson-orin-nano",
+    "pixel8",
+    "pixel9",
     "raspberrypi-zero2w",
     "raspberrypi4",
     "raspberrypi5",
+    "rk3588",
     "rtx4090",
+    "sa8295p",
+    "snapdragon-8-gen-3",
 }
-SUPPORTED_RUNTIMES = {("onnxruntime", "onnx"), ("litert", "tflite"), ("executorch", "executorch")}
+FAMILIES = {"arm64-linux", "x86_64-linux", "cuda", "android", "ios", "ethos-u", "accelerator"}
+RUNTIME_OF = {"onnx": "onnxruntime", "tflite": "litert", "executorch": "executorch"}
 
 GOOD = """
 schema = "edgekit.profile/1"
@@ -55,7 +74,7 @@ def profile(request: pytest.FixtureRequest) -> DeviceProfile:
 
 
 def names_of(profile: DeviceProfile) -> list[str]:
-    return [name for name in (profile.id, profile.title, profile.soc, *profile.aliases) if name]
+    return list(profile.names)
 
 
 def plain(name: str) -> str:
@@ -93,7 +112,7 @@ def test_a_profile_survives_json(profile: DeviceProfile) -> None:
 
 
 def test_every_listed_source_is_cited_and_every_cited_one_is_listed(profile: DeviceProfile) -> None:
-    assert {number.source for _, number in numbers(profile)} == set(profile.sources)
+    assert {value.source for _, value in sourced(profile)} == set(profile.sources)
 
 
 def test_every_source_is_a_citation_that_a_reader_can_follow(profile: DeviceProfile) -> None:
@@ -107,11 +126,18 @@ def test_every_calculated_figure_says_how(profile: DeviceProfile) -> None:
     assert silent == []
 
 
-def test_a_profile_names_a_supported_runtime_for_onnx(profile: DeviceProfile) -> None:
-    choices = [(choice.name, choice.format) for choice in profile.runtime]
-    assert ("onnxruntime", "onnx") in choices
-    assert set(choices) <= SUPPORTED_RUNTIMES
-    assert len(set(choices)) == len(choices)
+def test_every_runtime_names_a_format_that_edgekit_writes_or_says_what_feeds_it(profile: DeviceProfile) -> None:
+    assert profile.family in FAMILIES
+    assert profile.runtime
+    for choice in profile.runtime:
+        assert choice.format, choice.name
+        if choice.format in RUNTIME_OF:
+            assert choice.name == RUNTIME_OF[choice.format]
+        elif choice.compiler is not None:
+            assert choice.compiler.reads in RUNTIME_OF
+        else:
+            assert choice.note, choice.name
+    assert len(set(profile.runtime)) == len(profile.runtime)
 
 
 def test_units_levels_and_sensors_have_names_of_their_own(profile: DeviceProfile) -> None:
@@ -163,9 +189,10 @@ def test_sustained_bandwidth_is_at_most_the_peak(profile: DeviceProfile) -> None
 
 
 def test_memory_grows_from_near_to_far_and_ends_in_main_memory(profile: DeviceProfile) -> None:
-    sizes = [level.size_bytes.value for level in profile.memory if level.size_bytes]
+    sizes = [level.size_bytes.value for level in profile.memory if level.size_bytes and level.unit is None]
     assert sizes == sorted(set(sizes))
-    assert profile.memory[-1].name in {"dram", "vram"}
+    assert profile.memory[-1].name in {"dram", "vram", "flash"}
+    assert profile.memory[-1].unit is None
 
 
 def test_idle_is_at_most_active_and_active_is_at_most_the_budget(profile: DeviceProfile) -> None:
@@ -199,9 +226,50 @@ def test_memory_bytes_prefers_what_a_program_can_use() -> None:
     assert load_shipped("generic-x86").memory_bytes is None
 
 
-def test_work_goes_to_the_gpu_first_where_there_is_one(profile: DeviceProfile) -> None:
-    kinds = [unit.kind for unit in profile.unit]
-    assert profile.main_unit.kind == ("gpu" if "gpu" in kinds else "cpu")
+def test_work_goes_first_to_the_unit_of_the_first_runtime(profile: DeviceProfile) -> None:
+    assert profile.unit_of(profile.runtime[0]) is profile.main_unit
+
+
+def test_memory_of_one_unit_is_not_main_memory() -> None:
+    assert load_shipped("coral-edge-tpu").memory_bytes is None
+    assert load_shipped("ethos-u85-256").memory_bytes is None
+    assert load_shipped("core-ultra-155h").memory_bytes is None  # its caches have a size, its laptops differ
+    assert load_shipped("pixel8").memory_bytes == 8 * 2**30
+
+
+# What accelerators ask for
+
+
+def test_every_npu_says_what_it_asks_of_a_graph(profile: DeviceProfile) -> None:
+    for unit in profile.unit:
+        assert (unit.rules is not None) == (unit.kind == "npu"), unit.name
+        if unit.rules is not None:
+            assert unit.rules.static_shapes or unit.rules.native_layout
+            assert unit.rules.max_rank is None or 2 <= unit.rules.max_rank <= 8
+            assert unit.rules.align_bytes in (None, 16, 32, 64)
+        assert (unit.vela is not None) == (profile.family == "ethos-u")
+
+
+def test_ethos_profiles_carry_the_arguments_of_vela() -> None:
+    vela = load_shipped("ethos-u65-512").main_unit.vela
+    assert vela is not None
+    assert vela.accelerator_config == "ethos-u65-512"
+    assert (vela.system_config, vela.memory_mode) == ("Ethos_U65_High_End", "Dedicated_Sram_384KB")
+    for device_id in (d for d in device_ids() if d.startswith("ethos-")):
+        found = load_shipped(device_id).main_unit.vela
+        assert found is not None
+        assert found.accelerator_config == device_id
+        assert found.system_config.startswith(f"Ethos_{device_id.split('-')[1].upper()}_")
+
+
+@pytest.mark.parametrize(("device_id", "htp"), [("snapdragon-8-gen-3", (57, 75, 8)), ("sa8295p", (39, 68, 8))])
+def test_snapdragon_profiles_carry_what_qualcomms_compilers_ask(device_id: str, htp: tuple[int, int, int]) -> None:
+    found = load_shipped(device_id).main_unit.htp
+    assert found is not None
+    assert (found.soc_id, found.htp_arch, found.vtcm_mb) == htp
+    vtcm = next(level for level in load_shipped(device_id).memory if level.name == "vtcm")
+    assert vtcm.size_bytes is not None
+    assert vtcm.size_bytes.value == htp[2] * 2**20
 
 
 # Finding a profile by name
@@ -235,6 +303,22 @@ def test_a_device_is_found_by_each_name_in_odd_spellings(profile: DeviceProfile)
         ("x86_64", "generic-x86"),
         ("GeForce RTX 4090", "rtx4090"),
         ("H200", "h200"),
+        ("pi 5", "raspberrypi5"),
+        ("orin nano", "jetson-orin-nano"),
+        ("Snapdragon 8 Gen 3", "snapdragon-8-gen-3"),
+        ("SM8650", "snapdragon-8-gen-3"),
+        ("s24", "snapdragon-8-gen-3"),
+        ("Galaxy S24", "snapdragon-8-gen-3"),
+        ("SA8295P ADP", "sa8295p"),
+        ("Pixel 8", "pixel8"),
+        ("Tensor G4", "pixel9"),
+        ("iPhone 15 Pro", "iphone15-pro"),
+        ("A17 Pro", "iphone15-pro"),
+        ("Ethos-U55-128", "ethos-u55-128"),
+        ("Edge TPU", "coral-edge-tpu"),
+        ("Hailo 8L", "hailo-8l"),
+        ("Lunar Lake", "core-ultra-lunar-lake"),
+        ("Orange Pi 5", "rk3588"),
     ],
 )
 def test_a_device_is_found_by_the_name_people_use(name: str, device_id: str) -> None:
@@ -246,6 +330,24 @@ def test_an_unknown_name_is_refused_with_the_nearest_one() -> None:
         find_device("rasberrypi5")
     assert "Did you mean 'raspberrypi5'?" in str(refusal.value)
     assert "jetson-orin-nano" in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "nearest"),
+    [
+        ("Snapdragon 8 Gen 4", "snapdragon-8-gen-3"),
+        ("galaxy s25", "snapdragon-8-gen-3"),
+        ("pixel 8a", "pixel8"),
+        ("rk3568", "rk3588"),
+        ("Hailo-8", "hailo-8l"),
+        ("Core Ultra 7 165H", "core-ultra-155h"),
+        ("BCM2713", "raspberrypi5"),
+        ("ethos-u55-265", "ethos-u55-256"),
+    ],
+)
+def test_a_near_miss_in_any_of_a_devices_names_leads_to_it(name: str, nearest: str) -> None:
+    with pytest.raises(UnknownName, match=f"Did you mean '{nearest}'"):
+        find_device(name)
 
 
 @pytest.mark.parametrize("name", ["", "  ", "!?"])
@@ -343,3 +445,58 @@ def test_a_file_that_is_not_text_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "binary.toml"
     path.write_bytes(b"\xff\xfe\x00id")
     assert "not UTF-8" in refusal_of(path)
+
+
+# Calibrations
+
+CALIBRATED = (
+    GOOD
+    + """
+[[calibration]]
+runtime = "onnxruntime"
+runtime_version = "1.31.0"
+unit = "cpu"
+host = "lab"
+date = "2026-11-22"
+threads = 4
+op_overhead_s = 3e-6
+call_overhead_s = 0
+source = "edgekit calibrate"
+held_out_p90 = { conv = 0.3, model = 0.25 }
+
+[calibration.efficiency.int8]
+conv = [{ ops = 1e6, fraction = 0.1 }, { ops = 1e8, fraction = 0.6 }]
+"""
+)
+
+
+def test_a_calibration_is_read_with_its_efficiency_per_dtype_and_op_class(tmp_path: Path) -> None:
+    (found,) = load_profile(write(tmp_path, CALIBRATED)).calibration
+    assert [(point.ops, point.fraction) for point in found.efficiency["int8"]["conv"]] == [(1e6, 0.1), (1e8, 0.6)]
+    assert found.held_out_p90 == {"conv": 0.3, "model": 0.25}
+    assert Calibration.from_json(found.to_json()) == found
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "problem"),
+    [
+        ("fraction = 0.1", "fraction = 1.3", "above 0 and at most 1.2, not 1.3"),
+        ("fraction = 0.1", "fraction = 0", "above 0 and at most 1.2, not 0"),
+        ("fraction = 0.1", "fraction = nan", "above 0 and at most 1.2, not nan"),
+        ("ops = 1e6", "ops = -1", "ops must be positive and finite"),
+        ("ops = 1e6", "ops = 1e9", "efficiency.int8.conv needs points in ascending order of ops"),
+        ("op_overhead_s = 3e-6", "op_overhead_s = -3e-6", "op_overhead_s must be 0 or more"),
+        ("call_overhead_s = 0", "call_overhead_s = inf", "call_overhead_s must be 0 or more"),
+        ("model = 0.25", "model = -0.25", "held_out_p90.model must be 0 or more"),
+        ("model = 0.25", "modle = 0.25", "modle"),
+        (
+            'unit = "cpu"\nhost',
+            'unit = "npu"\nhost',
+            "names unit 'npu' in calibration[0], and its units are cpu",
+        ),
+        ("efficiency.int8", "efficiency.int4", "Invalid enum value 'int4'"),
+    ],
+)
+def test_a_calibration_that_cannot_be_is_refused(tmp_path: Path, old: str, new: str, problem: str) -> None:
+    assert old in CALIBRATED
+    assert problem in refusal_of(write(tmp_path, CALIBRATED.replace(old, new)))

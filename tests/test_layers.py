@@ -15,9 +15,10 @@ THIRD_PARTY_EVERYWHERE = {"numpy", "msgspec"}
 BASE = {"errors", "types", "registry", "profile", "processing", "parity", "intervals", "energy", "sampling",
         "measurement", "sysfs", "throttle", "host", "session", "bundle", "toolchains", "report", "report_measurement",
         "quiet", "generation", "folder", "journal", "codec", "formats", "dfloat11", "tensorfile",
-        "lossless_artifact"}  # fmt: skip
+        "lossless_artifact", "profile_writer"}  # fmt: skip
 RUN = {"inference", "decoding", "verification", "benchmark", "sustained", "meters", "energy_window", "metering",
-       "place", "worker", "lossless", "lossless_folder", "lossless_groups", "lossless_writer"}  # fmt: skip
+       "place", "worker", "lossless", "lossless_folder", "lossless_groups", "lossless_writer",
+       "bandwidth"}  # fmt: skip
 PIPELINE = {
     "model",
     "source",
@@ -37,7 +38,8 @@ PIPELINE = {
     "golden",
     "dfloat11_folder",
 }
-TOP = {"divergence", "drafting", "pipeline", "preflight", "repro", "bench", "speedup", "multiformat", "cli", ""}
+TOP = {"divergence", "drafting", "pipeline", "preflight", "repro", "bench", "speedup", "multiformat", "calibration",
+       "calibration_profile", "micromodels", "cli", ""}  # fmt: skip
 ROWS = (
     (BASE, {"PIL", "tokenizers", "jinja2"}),
     (RUN, set[str]()),

@@ -158,8 +158,8 @@ def test_the_forecast_knows_what_is_stored_and_what_is_loaded(folder: Path) -> N
     model = load(str(folder))
     made = draft(model, "raspberrypi5", LOSSLESS)
     assert made.plan.precision == "lossless"
-    assert made.forecast.weight_bytes == model.weight_bytes
-    assert 0.3 * model.weight_bytes < made.forecast.artifact_bytes - (200 << 10) < 0.45 * model.weight_bytes
+    assert made.forecast.memory.weight_bytes == model.weight_bytes
+    assert 0.3 * model.weight_bytes < made.forecast.memory.artifact_bytes - (200 << 10) < 0.45 * model.weight_bytes
 
 
 @pytest.mark.parametrize(

@@ -37,14 +37,56 @@ def attention() -> ExportedProgram:
     return capture(load(Attention().eval(), torch.randn(1, 5, 8)))
 
 
-@pytest.mark.parametrize("device", device_ids())
-def test_every_device_gets_a_plan_with_a_reason_for_each_choice(device: str, conv: ExportedProgram) -> None:
-    made = plan(conv, find_device(device), calibrated=True)
-    assert made.format == find_device(device).runtime[0].format  # the first that is listed
-    assert made.precision != "lossless"  # what is stored smaller must be decoded: only who asks for it gets it
+EXPORTED = ("executorch", "onnx", "tflite")
+SERVED = [d for d in device_ids() if any(c.format in EXPORTED for c in find_device(d).runtime)]
+COMPILED = sorted(set(device_ids()) - set(SERVED))
+
+
+@pytest.mark.parametrize("device", SERVED)
+def test_a_device_gets_a_plan_for_the_first_runtime_edgekit_exports_for(device: str, conv: ExportedProgram) -> None:
+    profile = find_device(device)
+    made = plan(conv, profile, calibrated=True)
+    served = [choice for choice in profile.runtime if choice.format in EXPORTED]
+    passed_over = profile.runtime.index(served[0])
+    assert made.format == served[0].format
     assert made.passes == RECIPES[made.precision]
-    assert [reason.split()[0] for reason in made.reasons] == ["format", "precision"]
+    assert [reason.split()[0] for reason in made.reasons[passed_over:]] == ["format", "precision"]
+    assert all(f"edgekit does not write {c.format}" in " ".join(made.reasons) for c in profile.runtime[:passed_over])
+    assert made.precision == ("fp16" if profile.unit_of(served[0]).fast_dtypes[0] == "float16" else "int8")
     check_plan(made)
+
+
+@pytest.mark.parametrize("device", COMPILED)
+def test_a_device_that_only_its_vendors_compiler_serves_is_refused_with_the_export_that_feeds_it(
+    device: str, conv: ExportedProgram
+) -> None:
+    profile = find_device(device)
+    compiler = profile.runtime[0].compiler
+    assert compiler is not None
+    with pytest.raises(PlanInfeasible) as refusal:
+        plan(conv, profile, calibrated=True)
+    asked = f"export with --format {compiler.reads} --precision {compiler.precision} and give that to {compiler.name}"
+    assert asked in str(refusal.value)
+    fed = plan(conv, profile, format=compiler.reads, calibrated=True)
+    assert (fed.format, fed.precision) == (compiler.reads, compiler.precision)
+    assert fed.reasons[0].endswith(f"asked for; {compiler.name} makes {profile.runtime[0].format} of it")
+
+
+def test_a_compiler_that_takes_int8_only_gets_no_float_model_unasked(conv: ExportedProgram) -> None:
+    npu = find_device("ethos-u55-128")
+    with pytest.raises(PlanInfeasible, match="vela takes int8 models, and int8 needs samples: give --calibration"):
+        plan(conv, npu, format="tflite")
+    assert plan(conv, npu, format="tflite", precision="fp32").precision == "fp32"
+
+
+def test_an_npu_beside_a_cpu_is_named_with_its_compiler_and_the_cpu_gets_the_plan(conv: ExportedProgram) -> None:
+    made = plan(conv, find_device("rk3588"), calibrated=True)
+    assert (made.format, made.precision) == ("onnx", "int8")
+    assert made.reasons[0] == (
+        "the npu of Rockchip RK3588 is served by rknn, and edgekit does not write rknn: export with --format onnx "
+        "--precision fp32 and give that to RKNN-Toolkit2"
+    )
+    assert made.reasons[1] == "format onnx: onnxruntime serves the cpu of Rockchip RK3588"
 
 
 def test_a_convolution_net_is_int8_on_a_board_when_there_are_samples(conv: ExportedProgram) -> None:

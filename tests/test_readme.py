@@ -48,6 +48,12 @@ def test_the_table_of_gpu_kernels_is_made_from_its_result_file() -> None:
     assert bench.readme_table(bench.read()) in text("README.md")
 
 
+@pytest.mark.parametrize("name", ["fit_cost", "check_cost"])
+def test_the_tables_of_forecasts_are_made_from_their_result_files(name: str) -> None:
+    made = program(name)
+    assert made.readme_table(made.read()) in text("README.md")
+
+
 def test_the_matrix_is_made_from_its_result_file_and_whole() -> None:
     matrix = program("bench_matrix")
     cells = matrix.read()

@@ -8,7 +8,7 @@ import traceback
 
 import typer
 
-from edgekit.cli import analyze, bench, export, inspect, lossless, measure, run_input
+from edgekit.cli import analyze, bench, calibrate, devices, export, inspect, lossless, measure, run_input
 from edgekit.errors import EdgekitError, InvalidInput
 from edgekit.toolchains import torch_missing
 
@@ -34,7 +34,8 @@ for verb in (
     measure.compare,
     inspect.inspect,
     inspect.list_plugins,
-    inspect.devices,
+    devices.devices,
+    calibrate.calibrate,
     inspect.doctor,
 ):
     name, epilog = getattr(verb, "cli")  # noqa: B009  set by `edgekit.cli.options.verb`

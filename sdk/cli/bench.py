@@ -87,3 +87,28 @@ def energy(
         return 0
     show_pairs(bench.cells(found))
     return 0
+
+
+@app.command("cost", epilog="Example:  edgekit bench cost --data aihub_latency.csv --json")
+def cost(
+    data: Annotated[Path, typer.Option("--data", help="CSV of measured latencies: one row a graph and device.")],
+    pages: Annotated[
+        Path | None, typer.Option("--pages", help="JSON of what is known of the models: a baseline by size alone.")
+    ] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Write the fits here as JSON too.")] = None,
+    json: given.Json = False,
+    quiet: given.Quiet = False,
+) -> int:
+    """Fit the model of latencies to measurements of public models, and show its errors on families left out."""
+    from edgekit.bench import cost as bench
+
+    with progress(quiet) as step:
+        found = bench.run(data, pages, step)
+    if output:
+        output.write_text(found.to_json() + "\n", encoding="utf-8")
+    if json:
+        show_json(found)
+        return 0
+    say("median and 90th percentile of held-out errors, rank correlation, (graphs)\n")
+    show_table(*bench.table(found))
+    return 0

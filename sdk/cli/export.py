@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from edgekit.cli import options as given
+from edgekit.cli.forecast import forecast_cells
 from edgekit.cli.output import progress, say, show_json, show_pairs, show_table, warn
 from edgekit.errors import InvalidInput
 
@@ -150,7 +151,6 @@ def _read_plan(path: Path) -> Any:
 
 def _show_draft(drafted: Draft, json: bool) -> None:
     from edgekit.compression import pass_name
-    from edgekit.report import megabytes
 
     plan, forecast, changes = drafted.plan, drafted.forecast, drafted.compressed.changes
     if json:
@@ -163,13 +163,7 @@ def _show_draft(drafted: Draft, json: bool) -> None:
             *((reason.split()[0], reason.split(maxsplit=1)[1]) for reason in plan.reasons),
             ("passes", ", ".join(pass_name(step) for step in plan.passes) or "none: weights stay as they are"),
             ("tensors", f"{changed} changed, {len(changes) - changed} kept"),
-            ("artifact", f"~{megabytes(forecast.artifact_bytes)} (forecast)"),
-            (
-                "memory",
-                f"~{megabytes(forecast.weight_bytes)} weights + at most {megabytes(forecast.peak_activation_bytes)} "
-                "activations (forecast)",
-            ),
-            ("export", f"~{megabytes(forecast.export_peak_bytes)} peak memory while exporting (forecast)"),
+            *forecast_cells(forecast),
         ]
     )
     reasons = {(c.step, c.reason): c for c in changes if c.reason}

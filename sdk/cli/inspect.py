@@ -1,4 +1,4 @@
-"""`edgekit verify`, `inspect`, `list`, `devices` and `doctor`."""
+"""`edgekit verify`, `inspect`, `list` and `doctor`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ from edgekit.errors import InvalidInput, unknown_name
 
 if TYPE_CHECKING:
     from edgekit.energy import MeterInfo
-    from edgekit.profile import DeviceProfile
 
 PLUGINS = {
     "exporters": "edgekit.exporters",
@@ -131,34 +130,6 @@ def list_plugins(
     return 0
 
 
-@given.verb("devices", "edgekit devices raspberrypi5")
-def devices(
-    name: Annotated[str | None, typer.Argument(help="Show one device with its sources.")] = None,
-    json: given.Json = False,
-) -> int:
-    """List device profiles, or show one with every figure's source."""
-    from edgekit.profile import device_ids, find_device, load_shipped
-
-    if name is not None:
-        profile = find_device(name)
-        if json:
-            show_json(profile)
-        else:
-            _show_device(profile)
-        return 0
-    profiles = [load_shipped(device_id) for device_id in device_ids()]
-    if json:
-        show_json(profiles)
-        return 0
-    rows = []
-    for profile in profiles:
-        memory = f"{profile.memory_bytes / 1e9:.1f} GB" if profile.memory_bytes else "not known"
-        unit, runtimes = profile.main_unit, ", ".join(choice.name for choice in profile.runtime)
-        rows.append([profile.id, profile.title, f"{unit.kind}: {', '.join(unit.fast_dtypes)}", memory, runtimes])
-    show_table(["id", "device", "fast in", "memory", "runtimes"], rows)
-    return 0
-
-
 @given.verb("doctor", "edgekit doctor --json")
 def doctor(json: given.Json = False) -> int:
     """Say which backends and energy meters are here, missing or of a wrong version, and how to get them."""
@@ -191,17 +162,3 @@ def doctor(json: given.Json = False) -> int:
 
 def _reads(info: MeterInfo) -> str:
     return f"{info.provenance} of {', '.join(info.covers)}" if info.covers else info.provenance
-
-
-def _show_device(profile: DeviceProfile) -> None:
-    from edgekit.profile import numbers
-
-    show_pairs([("id", profile.id), ("device", profile.title), ("also", ", ".join(profile.aliases) or "no other name")])
-    say("")
-    rows = [
-        [path.removeprefix("root."), f"{number.value:g}", number.status, profile.sources[number.source]]
-        for path, number in numbers(profile)
-    ]
-    show_table(["figure", "value", "status", "source"], rows)
-    for note in profile.notes:
-        say(f"\n{note}")

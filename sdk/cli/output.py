@@ -19,6 +19,8 @@ from edgekit.errors import OutputExists
 from edgekit.folder import write_errors
 from edgekit.types import Value
 
+PIPE_COLUMNS = 200
+
 
 def show_json(value: Any) -> None:
     """Print one JSON document."""
@@ -127,4 +129,5 @@ def save_json(path: Path, value: Value) -> None:
 
 
 def _console() -> Console:
-    return Console()  # reads NO_COLOR and whether stdout is a terminal
+    """Reads NO_COLOR and whether stdout is a terminal; what is not gets one line for each row."""
+    return Console(width=None if sys.stdout.isatty() else PIPE_COLUMNS)

@@ -13,7 +13,7 @@ EXPORT_COPIES = 6  # of the float weights at worst: model, a pass's copy, trace,
 GRAPH_BYTES = 200 << 10  # of structure and metadata in an exported file
 
 
-class Forecast(Value, frozen=True, kw_only=True):
+class MemoryForecast(Value, frozen=True, kw_only=True):
     """Predicted from shapes and dtypes before any work; not measured."""
 
     artifact_bytes: int
@@ -27,14 +27,14 @@ class Forecast(Value, frozen=True, kw_only=True):
         return self.weight_bytes + self.peak_activation_bytes
 
 
-def forecast(compressed: CompressedModel, program: ExportedProgram, weights: int) -> Forecast:
+def forecast_memory(compressed: CompressedModel, program: ExportedProgram, weights: int) -> MemoryForecast:
     """What exporting and running `compressed` will take; `weights` are the bytes before any pass."""
     stored = weights - sum(change.bytes_before - change.bytes_after for change in compressed.changes)
     activations = peak_activation_bytes(program)
     scheme = compressed.quantization
     if scheme and scheme.scheme in ("static", "cast"):
         activations = activations // (4 if scheme.scheme == "static" else 2)
-    return Forecast(
+    return MemoryForecast(
         artifact_bytes=stored + GRAPH_BYTES,
         weight_bytes=weights if compressed.codec else stored,
         peak_activation_bytes=activations,
