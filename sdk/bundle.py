@@ -113,7 +113,8 @@ class Delegation(Value, frozen=True, kw_only=True):
     def delegated_share(self) -> float:
         """Ops that ran on `unit`, of all; 1 for a graph without ops."""
         counts = {unit: sum(ops.values()) for unit, ops in self.units.items()}
-        return counts.get(self.unit, 0) / sum(counts.values()) if any(counts.values()) else 1.0
+        ops = sum(counts.values())
+        return counts.get(self.unit, 0) / ops if ops else 1.0
 
 
 class Manifest(Value, frozen=True, kw_only=True):

@@ -84,6 +84,8 @@ def observe(
             try:
                 bundle = build(model, choice.format, dtype, device, Path(scratch) / str(number))
             except UnsupportedModel as error:
+                if model in lengths:  # without overheads nothing can be told of the rest
+                    raise
                 skipped.append(f"{model.name}, {dtype}: {error}")
             else:
                 samples.append(_timed(model, dtype, bundle, threads, place))

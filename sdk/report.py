@@ -77,7 +77,7 @@ def cells(row: Row) -> list[tuple[str, str]]:
     """Label and text of every line of a row, for people."""
     lines = [
         ("model", f"{row.model}  {row.precision}{_kept_float(row)}  {row.format} on {row.runtime}"),
-        ("size", megabytes(row.model_bytes) + _unpacked_text(row.unpacked)),
+        ("size", size_text(row)),
     ]
     if row.parity:
         lines.append(("parity", parity_text(row.parity)))
@@ -99,11 +99,13 @@ def _kept_float(row: Row) -> str:
     return f" ({row.float_ops} ops with float weights)" if row.float_ops else ""
 
 
-def _unpacked_text(plain: Unpacked | None) -> str:
+def size_text(row: Row) -> str:
+    """The size of the model file, and what a packed one becomes."""
+    plain, size = row.unpacked, megabytes(row.model_bytes)
     if plain is None or plain.bits_per_weight is None:
-        return ""
+        return size
     coded = f"{plain.weights / 1e6:.2f} M bf16 weights in {plain.bits_per_weight:.2f} bits each"
-    return f", {megabytes(plain.bytes)} when loaded: {coded}"
+    return f"{size}, {megabytes(plain.bytes)} when loaded: {coded}"
 
 
 def comparison_table(report: Report) -> tuple[list[str], list[list[str]]]:
@@ -181,7 +183,7 @@ def fallback_text(found: Delegation) -> str:
 def parity_text(parity: Parity) -> str:
     """One line on parity."""
     if parity.sqnr_db is None or parity.cosine_min is None:
-        return "FAILED: " + parity.misses[0]
+        return "FAILED: " + (parity.misses[0] if parity.misses else "the bundle records no figures")
     top1 = "" if parity.top1_agreement is None else f", top-1 {parity.top1_agreement:.1%} of {parity.top1_samples}"
     state = "ok" if parity.ok else "FAILED"
     if run := parity.golden_run:

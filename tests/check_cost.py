@@ -1,7 +1,8 @@
-"""`python tests/check_cost.py [PROFILE]`: forecasts beside what this machine takes, into cost_check.json and README.
+"""`python tests/check_cost.py PROFILE [MODEL ...]`: forecasts beside what this machine takes.
 
-Zoo models and random ones of sizes that people deploy, in onnxruntime with one thread: float, and 8 bits. Without a
-profile, `generic-x86`: nothing is known of this machine but its kind, so the factor shows what `analytical` is worth.
+Zoo models and random ones of sizes that people deploy, in onnxruntime with one thread: float, and 8 bits. The profile
+`generic-x86` knows nothing of this machine but its kind, so its factor shows what `analytical` is worth; one that
+`edgekit calibrate` wrote shows what a calibration is. Writes cost_check.json and README's table.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import re
 import statistics
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -141,13 +142,13 @@ def read() -> Checks:
     return Checks.from_json(RESULTS.read_bytes())
 
 
-def main(device: str) -> None:
-    """Check all models and write what is kept."""
+def main(device: str, names: Sequence[str]) -> None:
+    """Check the named models, or all, and write what is kept."""
     from datetime import UTC, datetime
 
     torch.manual_seed(0)
     checks: list[Check] = []
-    for name in MODELS:
+    for name in names or MODELS:
         print(name, file=sys.stderr, flush=True)
         with tempfile.TemporaryDirectory() as folder:
             checks += check(name, device, Path(folder))
@@ -169,4 +170,4 @@ def main(device: str) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1] if len(sys.argv) > 1 else "generic-x86")
+    main(sys.argv[1], sys.argv[2:])

@@ -45,6 +45,8 @@ def serve(format: str, extra: str, folder: Path) -> str:
     assert label == "espresso", answers
     measured = json.loads(run(edgekit, "profile", bundle, "--calls", "60", "--json", "--quiet"))
     assert measured["latency"]["p50_s"] > 0
+    run(edgekit, "report", bundle, "-o", folder / "report.html")
+    assert "efficientnet_lite0" in (folder / "report.html").read_text(encoding="utf-8")
     missing = subprocess.run([str(edgekit), "export", "-m", "x.py:f", "-d", "pi5", "-o", "x"], capture_output=True,
                              text=True, check=False)  # fmt: skip
     assert missing.returncode == 3, missing

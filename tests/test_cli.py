@@ -22,8 +22,8 @@ from edgekit.cli.app import app, run
 from edgekit.dataset import photo_bytes
 
 MODELS = Path(__file__).parent / "models.py"
-VERBS = ("export", "plan", "analyze", "compress", "decompress", "verify", "run", "profile", "compare", "inspect",
-         "list", "devices", "calibrate", "doctor")  # fmt: skip
+VERBS = ("export", "plan", "analyze", "compress", "decompress", "verify", "run", "profile", "compare", "report",
+         "inspect", "list", "devices", "calibrate", "doctor")  # fmt: skip
 EDGEKIT = [sys.executable, "-P", "-c", "from edgekit.cli import main; main()"]
 
 
@@ -74,7 +74,10 @@ def test_a_dry_run_writes_nothing_and_says_what_it_would_do(tmp_path: Path, capf
     given = ("-m", f"{MODELS}:small_conv", "-d", "raspberrypi5", "-o", tmp_path / "out", "--dry-run")
     said = Said(capfd, "export", *given, "--json")
     assert said.json["plan"]["format"] == "onnx"
-    assert said.json["forecast"]["artifact_bytes"] > 0
+    assert said.json["forecast"]["memory"]["artifact_bytes"] > 0
+    latency = said.json["forecast"]["latency"]
+    assert latency["seconds"] == pytest.approx(latency["call_s"] + sum(each["seconds"] for each in latency["kernels"]))
+    assert {each["error"] for each in latency["kernels"]} == {latency["error"]} == {"analytical"}
     assert "forecast" in Said(capfd, "export", *given).out
     assert list(tmp_path.iterdir()) == []
 

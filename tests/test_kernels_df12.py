@@ -203,7 +203,7 @@ def test_large_matrices(rows: int, columns: int, device: str) -> None:
     bits = layer(rows, columns)
     weights, exact = coded(bits, device), dense(bits, device)
     assert torch.equal(df12.decode(*weights, bits.shape).view(torch.int16), exact.view(torch.int16))
-    for lines in (1, 2, 4, 8, 12, 16, 64):
+    for lines in (1, 4, 16, 64):
         x = inputs(lines, columns, device)
         scale = reference_linear(x.abs(), exact.abs())
         assert close(df12.linear(x, *weights, rows, None), reference_linear(x, exact), scale)

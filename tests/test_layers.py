@@ -18,7 +18,7 @@ BASE = {"errors", "types", "registry", "profile", "processing", "parity", "inter
         "lossless_artifact", "profile_writer"}  # fmt: skip
 RUN = {"inference", "decoding", "verification", "benchmark", "sustained", "meters", "energy_window", "metering",
        "place", "worker", "lossless", "lossless_folder", "lossless_groups", "lossless_writer",
-       "bandwidth"}  # fmt: skip
+       "bandwidth", "page"}  # fmt: skip
 PIPELINE = {
     "model",
     "source",

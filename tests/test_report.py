@@ -75,6 +75,11 @@ def row(**changes: Any) -> Row:
     return msgspec.structs.replace(shown, **changes)
 
 
+def test_a_parity_without_figures_says_so() -> None:
+    broken = msgspec.structs.replace(parity(1, 2, 9), sqnr_db=None, misses=())
+    assert parity_text(broken) == "FAILED: the bundle records no figures"
+
+
 def test_a_row_shows_every_figure_with_its_unit() -> None:
     shown = dict(cells(row()))
     assert list(shown) == ["model", "size", "parity", "ops ran on", "latency", "peak memory", "energy", "bundle"]

@@ -51,15 +51,15 @@ def _decode(stream, block_start, lane_start, sm, table, out, last_word, LEVELS: 
     sm += block * (LANES * LANE // 8) + lane
     out += block * (LANES * LANE // 4)
     place = lane[:, None] * (LANE // 4) + tl.arange(0, 2)[None, :]
-    for step in range(0, LANE // 8, 2):  # 32 bytes of a lane's weights: less would be written to memory twice
-        hi, lo, ahead, word, bit, low, high = _eight_weights(
+    for step in range(0, LANE // 8, 2):
+        hi, lo, ahead, word, bit, w0, w1 = _eight_weights(
             hi, lo, ahead, word, bit, stream, last_word, table, tl.load(sm + step * LANES), LEVELS
         )
-        tl.store(out + place + step * 2, tl.join(low, high))
-        hi, lo, ahead, word, bit, low, high = _eight_weights(
+        hi, lo, ahead, word, bit, w2, w3 = _eight_weights(
             hi, lo, ahead, word, bit, stream, last_word, table, tl.load(sm + (step + 1) * LANES), LEVELS
         )
-        tl.store(out + place + step * 2 + 2, tl.join(low, high))
+        tl.store(out + place + step * 2, tl.join(w0, w1))  # one after the other: memory takes 32 bytes at a time
+        tl.store(out + place + step * 2 + 2, tl.join(w2, w3))
 
 
 @triton.jit

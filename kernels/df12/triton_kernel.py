@@ -36,7 +36,6 @@ class GemmTiling(NamedTuple):
 
     rows: int
     warps: int
-    unroll: int  # steps
 
 
 def gemv_tiling(rows: int, words: int) -> GemvTiling:
@@ -48,13 +47,9 @@ def gemv_tiling(rows: int, words: int) -> GemvTiling:
     return GemvTiling(rows=tall, words=wide, warps=max(1, tall * wide // 128))
 
 
-# By whether the weights have many rows, and whether `x` has more than 8. Every program reads all of `x`.
-GEMM_TILINGS = {
-    (True, False): GemmTiling(rows=32, warps=4, unroll=2),
-    (True, True): GemmTiling(rows=16, warps=2, unroll=2),
-    (False, False): GemmTiling(rows=16, warps=2, unroll=2),
-    (False, True): GemmTiling(rows=16, warps=2, unroll=2),
-}
+def gemm_tiling(rows: int, lines: int) -> GemmTiling:
+    """The fastest of 12 on an H200; sums over 16 rows of `x` take the registers of 16 rows of weights."""
+    return GemmTiling(rows=32, warps=4) if rows >= MANY_ROWS and lines <= 8 else GemmTiling(rows=16, warps=2)
 
 
 @triton.jit
@@ -121,14 +116,14 @@ def _more_rows(x: torch.Tensor, weights: Sequence[torch.Tensor], rows: int, bias
     """`[parts, M, rows]`, like `_one_row`."""
     hi, lo, pal, *escapes = weights
     (lines, columns), words = x.shape, hi.shape[1]
-    tiling = GEMM_TILINGS[rows >= MANY_ROWS, lines > 8]
+    tiling = gemm_tiling(rows, lines)
     programs = -(-rows // tiling.rows)
     steps, parts = _split(-(-words // (16 * tiling.warps)), 16 * MULTIPROCESSORS // (programs * tiling.warps))
     y = torch.empty((parts, lines, rows), dtype=torch.bfloat16 if parts == 1 else torch.float32, device=x.device)
     gemm[(programs, parts)](
         x, hi, lo.view(torch.int64), pal.view(torch.int32), *escapes, x if bias is None else bias, y, lines, rows,
         columns, steps, WORDS=words, BW=tile_width(8 * words), BN=tiling.rows, WARPS=tiling.warps,
-        EIGHTS=-(-lines // 8), UNROLL=tiling.unroll, PADDED=columns != 8 * words or words % (16 * tiling.warps) != 0,
+        EIGHTS=-(-lines // 8), PADDED=columns != 8 * words or words % (16 * tiling.warps) != 0,
         BIAS=bias is not None and parts == 1, INTERPRETED=triton.knobs.runtime.interpret, ASM=_on_nvidia(),
         num_warps=tiling.warps, num_stages=1,
     )  # fmt: skip

@@ -8,7 +8,7 @@ import traceback
 
 import typer
 
-from edgekit.cli import analyze, bench, calibrate, devices, export, inspect, lossless, measure, run_input
+from edgekit.cli import analyze, bench, calibrate, devices, export, inspect, lossless, measure, report, run_input
 from edgekit.errors import EdgekitError, InvalidInput
 from edgekit.toolchains import torch_missing
 
@@ -32,6 +32,7 @@ for verb in (
     run_input.run,
     measure.profile,
     measure.compare,
+    report.report,
     inspect.inspect,
     inspect.list_plugins,
     devices.devices,

@@ -118,11 +118,16 @@ def check_file(path: Path, force: bool) -> None:
 
 
 def save_json(path: Path, value: Value) -> None:
-    """Write one JSON document, which appears when it is whole."""
+    """Write one JSON document."""
+    save_text(path, value.to_json() + "\n")
+
+
+def save_text(path: Path, text: str) -> None:
+    """Write a file that appears when it is whole."""
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     with write_errors(path):
         try:
-            partial.write_text(value.to_json() + "\n", encoding="utf-8")
+            partial.write_text(text, encoding="utf-8")
             partial.replace(path)
         finally:
             partial.unlink(missing_ok=True)
