@@ -11,7 +11,7 @@ export OMP_NUM_THREADS = 1
 export PYTHONSAFEPATH = 1
 export HF_HUB_OFFLINE = 1
 
-.PHONY: demo setup test lint typecheck unit runtime-only bench bench-formats bench-profile bench-lossless bench-kernels matrix fuzz schema clean
+.PHONY: demo setup test lint typecheck unit lab runner runtime-only bench bench-formats bench-profile bench-lossless bench-kernels matrix fuzz schema clean
 
 demo: .venv/demo.done  ## Export a real model for a Raspberry Pi 5, verify it, and label a photograph
 	$(BIN)/edgekit export -m zoo:efficientnet_lite0 -d raspberrypi5 --precision int8 -o out/demo --force
@@ -29,7 +29,13 @@ typecheck: .dev
 	$(BIN)/mypy
 
 unit:  ## Every export starts a process that imports torch: two at a time, a file in one of them
-	$(BIN)/pytest -n 2 --dist loadfile
+	$(BIN)/pytest -n 2 --dist loadfile -m "not lab"
+
+lab: setup  ## Emulated boards: arm64 under qemu, ssh, a link that is cut, adb; as root, after .ci/lab-packages
+	$(BIN)/pytest -m lab
+
+runner: setup  ## Cross-build the native ExecuTorch runner for boards into ~/.cache/edgekit/runner
+	$(BIN)/python -m edgekit.runtimes.remote._native aarch64
 
 runtime-only: setup  ## The runtime half in a second environment without torch
 	$(BIN)/python tests/runtime_only.py

@@ -27,8 +27,9 @@ from edgekit.measurement import (
 )
 from edgekit.metering import EnergyFigures
 from edgekit.meters import EnergyRequest, to_do
-from edgekit.place import HERE, Closing, Opening, Place, Times, Worker
+from edgekit.place import HERE, Place, Worker
 from edgekit.throttle import slowed, throttling
+from edgekit.wire import Closing, Opening, Times
 
 CALLS = 300  # enough for a p99
 TRIALS = 5

@@ -11,8 +11,11 @@
     │   ├── BundleCorrupt          a bundle's files are not what its manifest says
     │   ├── CorruptWeights         compressed weights that cannot be what was stored
     │   └── OutputExists           the output is there already
-    └── ToolchainMissing        3  an optional package is missing or of a wrong version
-        └── MeterMissing           nothing here can measure energy
+    ├── ToolchainMissing        3  an optional package is missing or of a wrong version
+    │   └── MeterMissing           nothing here can measure energy
+    └── DeviceUnreachable       4  there is no way to the device
+        ├── DeviceLost             it went away in the middle
+        └── DeviceBusy             it measures for somebody else
 
 A message says what was asked, what was found, what is allowed, and the command or edit that fixes it.
 """
@@ -82,6 +85,20 @@ class ToolchainMissing(EdgekitError):
 
 class MeterMissing(ToolchainMissing):
     """No energy meter that fits can be read here; the message says of each why, and how to enable it."""
+
+
+class DeviceUnreachable(EdgekitError):
+    """A device that cannot be spoken to."""
+
+    exit_code = 4
+
+
+class DeviceLost(DeviceUnreachable):
+    """A device that was there and answers no more; the message says what was reached."""
+
+
+class DeviceBusy(DeviceUnreachable):
+    """A device that measures for somebody else."""
 
 
 def reason_of(error: BaseException) -> str:

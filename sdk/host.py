@@ -13,6 +13,7 @@ from edgekit.sysfs import SYS, ask_tool, read_number, read_text
 from edgekit.throttle import throttle_flags
 
 PLAUSIBLE_C = (-40.0, 150.0)  # a zone without a sensor reads as -273 or as 0xffff
+EMULATED = Path("/etc/edgekit-emulated")  # a root that only emulators run has this file
 
 
 def host_state(tree: Path = SYS) -> HostState:
@@ -34,6 +35,7 @@ def host_state(tree: Path = SYS) -> HostState:
         power_mode=_power_mode(tree),
         power_supply=_power_supply(tree),
         throttle_flags=throttle_flags(tree),
+        emulated=EMULATED.exists() or "QEMU_CPU" in os.environ,
     )
 
 

@@ -4,64 +4,41 @@ from __future__ import annotations
 
 import contextlib
 import json
+import signal
+import statistics
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from time import perf_counter
 from types import TracebackType
-from typing import Annotated, Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import msgspec
 
-from edgekit import errors
+from edgekit import errors, registry
 from edgekit.bandwidth import Bandwidth
 from edgekit.bundle import Bundle
-from edgekit.errors import EdgekitError
-from edgekit.measurement import HostState
+from edgekit.energy import Energy
+from edgekit.errors import DeviceLost, EdgekitError, InvalidInput
+from edgekit.inference import open_session
 from edgekit.metering import EnergyFigures, energy_figures
 from edgekit.meters import EnergyRequest, parse_meter, unit_of
+from edgekit.processing import Arrays, check_arrays
+from edgekit.session import CallLog, Session, SessionStats, closed_run
+from edgekit.wire import Closing, Ended, Failed, Opening, Outputs, Times, decoded, encoded
 
-Seconds = Annotated[float, msgspec.Meta(gt=0)]
+REMOTE = "edgekit.runtimes.remote"
+TIME_LIMIT_S = 900
+TIMED_OUT = 124  # what timeout(1) leaves with
+ASKED_S, LEAST_ASKED = 1.0, 10  # seconds and calls of one question: what a lost device takes along
 A = TypeVar("A", bound=msgspec.Struct)
-
-
-class Answer(msgspec.Struct, frozen=True, kw_only=True):
-    """A line of a worker. What it says beyond the fields is left alone; what it says wrongly is refused."""
-
-
-class Failed(Answer, frozen=True, kw_only=True):
-    """The last line of a worker that met an error."""
-
-    error: str
-    type: str = "EdgekitError"
-
-
-class Opening(Answer, frozen=True, kw_only=True):
-    """How loading went."""
-
-    load_s: Seconds
-    first_run_s: Seconds
-    runtime_version: str
-    state: HostState
-
-
-class Times(Answer, frozen=True, kw_only=True):
-    """Seconds of calls, or from the start of a text to each of its tokens."""
-
-    times_s: tuple[Seconds, ...]
-    prompt_tokens: Annotated[int, msgspec.Meta(gt=0)] | None = None
-
-
-class Closing(Answer, frozen=True, kw_only=True):
-    """What is known when all is done."""
-
-    peak_rss_bytes: Annotated[int, msgspec.Meta(gt=0)]
-    state: HostState
-    overhead_s: Seconds | None = None  # None: a worker without edgekit's session
-    runtime_build: str | None = None
 
 
 class Place(Protocol):
     """A machine that can hold a bundle and answer questions about it in the words of `edgekit.worker`."""
+
+    title: str  # "this machine", "pi@raspberrypi.local"
 
     def start(self, bundle: Bundle, threads: int) -> subprocess.Popen[str]:
         """A worker that opens the bundle, its standard input and output as UTF-8 pipes.
@@ -69,9 +46,14 @@ class Place(Protocol):
         It is no part of the terminal's process group: after a Ctrl-C a sustained run asks it for what it reached.
         """
 
+    def ended(self, process: subprocess.Popen[str]) -> int:
+        """The exit code of a worker that says nothing more, -N for signal N. Raises `DeviceLost` where none came."""
+
 
 class Here:
     """This machine."""
+
+    title = "this machine"
 
     def start(self, bundle: Bundle, threads: int) -> subprocess.Popen[str]:
         """A process of its own, so that its peak memory and load time are the model's and nobody else's."""
@@ -80,8 +62,37 @@ class Here:
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, encoding="utf-8", process_group=0
         )
 
+    def ended(self, process: subprocess.Popen[str]) -> int:
+        """What the kernel says."""
+        return process.wait()
+
 
 HERE = Here()
+
+
+@contextlib.contextmanager
+def place_at(
+    device: str | None,
+    *,
+    time_limit_s: int = TIME_LIMIT_S,
+    offline_wheels: Path | None = None,
+    progress: Callable[[str], None] = lambda step: None,
+) -> Iterator[Place]:
+    """The machine that `-d` names, `ssh:user@host[:port]` or `adb:SERIAL`, held as long as the context; None: this one.
+
+    Raises `InvalidInput`, `UnknownName`, and `DeviceUnreachable` in its three kinds.
+    """
+    if device is None:
+        yield HERE
+        return
+    kind, colon, address = device.partition(":")
+    if not colon or not address:
+        raise InvalidInput(f"'{device}' is no device to measure on: write ssh:user@host[:port] or adb:SERIAL")
+    place = registry.load(REMOTE, kind).open_place(address, time_limit_s, offline_wheels, progress)
+    try:
+        yield place
+    finally:
+        place.close()
 
 
 class Worker:
@@ -89,6 +100,7 @@ class Worker:
 
     def __init__(self, bundle: Bundle, threads: int, place: Place) -> None:
         self.bundle, start = bundle, perf_counter()
+        self._place, self._timed = place, list[float]()
         self._process = place.start(bundle, threads)
         try:
             self.opening = self._answer(Opening)
@@ -106,11 +118,20 @@ class Worker:
         self.stop()
 
     def times(self, calls: int) -> tuple[float, ...]:
-        """Seconds of each of `calls` calls."""
-        times = self._ask({"calls": calls}, Times).times_s
-        if len(times) != calls:
-            raise self._misunderstood(f"{len(times)} times for {calls} calls")
-        return times
+        """Seconds of each of `calls` calls, asked for in pieces of about a second."""
+        before = len(self._timed)
+        while (left := before + calls - len(self._timed)) > 0:
+            asked = min(left, max(LEAST_ASKED, int(ASKED_S / self._timed[-1]) if self._timed else 0))
+            times = self._ask({"calls": asked}, Times).times_s
+            if len(times) != asked:
+                raise self._misunderstood(f"{len(times)} times for {asked} calls")
+            self._timed += times
+        return tuple(self._timed[before:])
+
+    def run(self, feeds: Arrays) -> tuple[Arrays, float]:
+        """The outputs of one call, and its seconds on the worker's clock."""
+        said = self._ask({"feeds": encoded(feeds)}, Outputs)
+        return decoded(said.outputs), said.time_s
 
     def text(self, tokens: int) -> Times:
         """One text of a language model: seconds from its start to each of at most `tokens` tokens, two at least."""
@@ -154,25 +175,85 @@ class Worker:
 
     def _answer(self, kind: type[A]) -> A:
         try:
-            line = self._process.stdout.readline() if self._process.stdout is not None else ""
+            line = next((line for line in self._process.stdout or () if line.strip()), "")
             if not line.endswith("\n"):
-                raise self._ended()
-            if "error" not in msgspec.json.decode(line, type=dict[str, msgspec.Raw]):
+                raise self._ended(Ended(ended=self._place.ended(self._process)))
+            said = msgspec.json.decode(line, type=dict[str, msgspec.Raw])
+            if "ended" in said:
+                raise self._ended(msgspec.json.decode(line, type=Ended))
+            if "error" not in said:
                 return msgspec.json.decode(line, type=kind)
             failed = msgspec.json.decode(line, type=Failed)
+        except DeviceLost as lost:
+            raise DeviceLost(f"{lost}; {self._reached()}") from lost
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise self._misunderstood(str(error)) from error
         named = getattr(errors, failed.type, None)
         raise (named if isinstance(named, type) and issubclass(named, EdgekitError) else EdgekitError)(failed.error)
 
-    def _ended(self) -> EdgekitError:
-        code = self._process.wait()
-        how = f"killed by signal {-code}" if code < 0 else f"left with code {code}"
-        hint = ": probably out of memory" if code == -9 else ""
-        return EdgekitError(f"the process that measured '{self.bundle.path}' was {how}{hint}")
+    def _reached(self) -> str:
+        """How far a measurement came, for who will not get one."""
+        if not self._timed:
+            return "nothing was timed yet"
+        return f"reached {len(self._timed)} calls, p50 {1e3 * statistics.median(self._timed):.2f} ms"
+
+    def _ended(self, end: Ended) -> EdgekitError:
+        words = f" ({end.words})" if end.words else ""
+        return EdgekitError(f"the process that measured '{self.bundle.path}' {_death(end.ended)}{words}")
 
     def _misunderstood(self, what: str) -> EdgekitError:
         return EdgekitError(
             f"the process that measured '{self.bundle.path}' gave an answer that makes no sense ({what}): "
             "is another version of edgekit there?"
         )
+
+
+class WorkerSession:
+    """A `Session` whose calls run in a worker: the times are those of the worker's clock, without the way there."""
+
+    def __init__(self, worker: Worker) -> None:
+        manifest = worker.bundle.manifest
+        self.inputs, self.outputs, self._dynamic = manifest.inputs, manifest.outputs, manifest.dynamic
+        self._worker, self._log = worker, CallLog()
+        self._energy: Energy | None = None
+        self.run: Callable[[Arrays], Arrays] = self._run
+
+    def _run(self, feeds: Arrays) -> Arrays:
+        check_arrays(feeds, self.inputs, self._dynamic)
+        outputs, seconds = self._worker.run({spec.name: feeds[spec.name] for spec in self.inputs})
+        self._log.add(round(1e9 * seconds))
+        return outputs
+
+    def stats(self) -> SessionStats:
+        """Calls and times so far."""
+        return msgspec.structs.replace(self._log.stats(), energy=self._energy)
+
+    def count_energy(self, energy: Energy) -> None:
+        """Keep what a window measured of this session's calls."""
+        self._energy = energy
+
+    def close(self) -> None:
+        """End the worker."""
+        self.run = closed_run
+        self._worker.stop()
+
+    def __enter__(self) -> WorkerSession:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+
+def open_at(place: Place, bundle: Bundle, threads: int) -> Session:
+    """An open bundle: in this process here, in a worker elsewhere."""
+    return open_session(bundle, threads=threads) if place is HERE else WorkerSession(Worker(bundle, threads, place))
+
+
+def _death(code: int) -> str:
+    if code == TIMED_OUT:
+        return "was stopped at its time limit on the device: give it more with --time-limit"
+    if code >= 0:
+        return f"left with code {code}"
+    hints = {signal.SIGKILL: ": probably out of memory",
+             signal.SIGILL: ": the processor lacks an instruction that the runtime chose"}  # fmt: skip
+    return f"was killed by signal {-code} ({signal.Signals(-code).name}){hints.get(signal.Signals(-code), '')}"

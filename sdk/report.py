@@ -11,6 +11,7 @@ from edgekit.parity import Parity
 from edgekit.types import FULL_PRECISION, Precision, Value
 
 SHOWN = 5  # of a longer list, in a line for people
+EMULATED = "emulated: not this board's speed"  # above every table of times that an emulator gave
 
 
 class Row(Value, frozen=True, kw_only=True):

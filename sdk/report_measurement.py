@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from edgekit.measurement import Control, HostState, Latency, Measurement, Sustained
-from edgekit.report import energy_text, generation_cells, latency_text, megabytes, milliseconds
+from edgekit.report import EMULATED, energy_text, generation_cells, latency_text, megabytes, milliseconds
 
 UNSTEADY_CV = 0.05  # of trials: repeatable runs stay below, as MLPerf Mobile asks
 
@@ -14,6 +14,7 @@ def measurement_cells(measured: Measurement) -> list[tuple[str, str]]:
     warm = "steady" if made.warm else "NOT steady: the machine is busy or throttling"
     build = f" ({made.runtime_build})" if made.runtime_build else ""
     lines = [
+        *((("EMULATED", EMULATED),) if state.emulated else ()),
         ("bundle", f"{made.bundle}  {made.runtime} {made.runtime_version}{build}, {made.threads} thread(s)"),
         ("load", f"{milliseconds(made.load_s)}, first run {milliseconds(made.first_run_s)}"),
         ("warm-up", f"{made.warmup_runs} calls, {warm}"),

@@ -13,9 +13,9 @@ import numpy as np
 from edgekit.bundle import Bundle
 from edgekit.decoding import replay
 from edgekit.errors import BundleCorrupt
-from edgekit.inference import open_session
 from edgekit.lossless_artifact import PackedFile
 from edgekit.parity import TOLERANCES, Parity, Tolerance, compare
+from edgekit.place import HERE, Place, open_at
 from edgekit.processing import Array, Arrays, logits_output
 from edgekit.types import DynamicDim, TensorSpec
 
@@ -30,7 +30,9 @@ class References:
     synthetic: tuple[tuple[Arrays, Arrays], ...]
 
 
-def verify(bundle: Bundle | str | Path, *, tolerance: Tolerance | None = None, threads: int = 1) -> Parity:
+def verify(
+    bundle: Bundle | str | Path, *, tolerance: Tolerance | None = None, threads: int = 1, place: Place = HERE
+) -> Parity:
     """Check a bundle's files, then run its golden samples and compare with PyTorch's stored outputs. Needs no torch.
 
     A packed model file must hold the one that was exported: its sha256 is in the manifest.
@@ -38,7 +40,7 @@ def verify(bundle: Bundle | str | Path, *, tolerance: Tolerance | None = None, t
     found = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
     references = References(tuple(found.golden()), ())
     check_unpacked(found)
-    return judge(found, references, tolerance or stored_tolerance(found), threads=threads)
+    return judge(found, references, tolerance or stored_tolerance(found), threads=threads, place=place)
 
 
 def check_unpacked(bundle: Bundle) -> None:
@@ -51,9 +53,11 @@ def check_unpacked(bundle: Bundle) -> None:
             raise BundleCorrupt(f"'{bundle.artifact_path}' does not hold the '{plain.path}' that was exported")
 
 
-def judge(bundle: Bundle, references: References, tolerance: Tolerance, *, threads: int = 1) -> Parity:
+def judge(
+    bundle: Bundle, references: References, tolerance: Tolerance, *, threads: int = 1, place: Place = HERE
+) -> Parity:
     """Run all reference inputs and compare."""
-    with open_session(bundle, threads=threads) as session:
+    with open_at(place, bundle, threads) as session:
         actual = [session.run(feeds) for feeds, _ in references.real]
         synthetic = [(expected, session.run(feeds)) for feeds, expected in references.synthetic]
         golden_run = replay(session, bundle, tolerance)

@@ -2,9 +2,10 @@
 
 It speaks one JSON document a line. First it says how loading went; then for each `{"calls": N}` it answers
 `{"times_s": [...]}`. For a language model it answers `{"tokens": N}` with the seconds from the start of a text to each
-of its N tokens, and `"prompt_tokens"`. `{"energy": {...}}` holds an `EnergyRequest`, and its answer `EnergyFigures`.
-`{"copy_threads": N}` is answered with a `Bandwidth`. When its input ends it says its peak memory, what the session
-itself takes and which build the runtime is, and leaves, so it never outlives who asked.
+of its N tokens, and `"prompt_tokens"`. `{"feeds": ...}` is answered by the outputs of one call, `{"outputs": ...,
+"time_s": ...}`, both as `edgekit.wire` writes arrays. `{"energy": {...}}` holds an `EnergyRequest`, and its answer
+`EnergyFigures`. `{"copy_threads": N}` is answered with a `Bandwidth`. When its input ends it says its peak memory, what
+the session itself takes and which build the runtime is, and leaves, so it never outlives who asked.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from edgekit.meters import EnergyRequest, unit_of
 from edgekit.processing import Arrays
 from edgekit.session import CountedSession, Session
 from edgekit.toolchains import native_build
+from edgekit.wire import decoded, encoded
 
 OVERHEAD_CALLS, OVERHEAD_MOST_S = 9, 0.5
 
@@ -73,6 +75,11 @@ def _serve(path: str, threads: int) -> None:
             request = msgspec.convert(asked["energy"], EnergyRequest)
             run = partial(_call_times, session, feeds)
             _say(msgspec.to_builtins(energy_figures(request, unit_of(bundle), run)))
+        elif "feeds" in asked:
+            given = decoded(asked["feeds"])
+            before = perf_counter()
+            outputs = session.run(given)
+            _say({"time_s": perf_counter() - before, "outputs": encoded(outputs)})
         else:
             _say({"times_s": _call_times(session, feeds, asked["calls"])})
     _say(

@@ -12,6 +12,8 @@ import sys
 from dataclasses import dataclass, field
 from typing import Any
 
+from edgekit.place import Here
+
 STATE = {
     "machine": "aarch64", "system": "Linux 6.6", "cpu": None, "cores": 4, "python": "3.11.7", "governor": None,
     "clock_min_hz": None, "clock_max_hz": None, "clock_now_hz": None, "temperature_c": None,
@@ -21,7 +23,7 @@ CLOSING = {"peak_rss_bytes": 1_000_000, "state": STATE}
 
 
 @dataclass
-class Scripted:
+class Scripted(Here):
     """A place whose workers follow scripts: the first process the first, and so on; the last one stays."""
 
     scripts: list[dict[str, Any]]

@@ -194,7 +194,7 @@ def test_a_comparison_without_an_interval_is_refused(
 
 
 def test_a_worker_that_dies_in_a_later_trial_leaves_none_behind(small_conv_bundle: Bundle) -> None:
-    place = Scripted([script(0.1), script(0.1), script(0.1), {"opening": "\n"}])
+    place = Scripted([script(0.1), script(0.1), script(0.1), {"opening": "no json\n"}])
     with pytest.raises(EdgekitError, match="makes no sense"):
         compare([small_conv_bundle] * 2, rounds=1, place=place)
     assert len(place.started) == 4

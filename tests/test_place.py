@@ -14,7 +14,7 @@ import pytest
 
 from edgekit.bundle import Bundle
 from edgekit.errors import BundleCorrupt, EdgekitError, ToolchainMissing
-from edgekit.place import HERE, Worker
+from edgekit.place import HERE, Here, Worker
 from tests.scripted_worker import CLOSING, OPENING, Scripted
 
 
@@ -39,7 +39,7 @@ def refused(bundle: Bundle, ask: Any, *texts: str, **script: Any) -> None:
 @pytest.mark.parametrize(
     "line",
     [
-        "\n", "no json\n", "[]\n", "null\n", "1\n", '"x"\n', "{}\n", '{"times_s": 1}\n', '{"times_s": [1, 2, 3}\n',
+        "no json\n", "[]\n", "null\n", "1\n", '"x"\n', "{}\n", '{"times_s": 1}\n', '{"times_s": [1, 2, 3}\n',
         '{"times_s": [NaN, 1, 1]}\n', '{"times_s": [Infinity, 1, 1]}\n', '{"times_s": [1e999, 1, 1]}\n',
         '{"times_s": [0, 1, 1]}\n', '{"times_s": [-1, 1, 1]}\n', '{"times_s": ["1", 1, 1]}\n',
         '{"times_s": [null, 1, 1]}\n', '{"times_s": [true, 1, 1]}\n', '{"times_s": []}\n', '{"times_s": [1, 1]}\n',
@@ -91,7 +91,7 @@ def test_a_text_says_how_long_its_prompt_was(bundle: Bundle) -> None:
 
 @pytest.mark.parametrize("last", ["", '{"times_s": [0.1, 0.'])
 def test_a_worker_that_ends_early_is_named_with_its_code(bundle: Bundle, last: str) -> None:
-    class Ends:
+    class Ends(Here):
         def start(self, bundle: object, threads: int) -> subprocess.Popen[str]:
             code = f"import sys; sys.stdout.write({json.dumps(json.dumps(OPENING))} + '\\n' + {last!r}); sys.exit(3)"
             return subprocess.Popen([sys.executable, "-c", code], stdin=-1, stdout=-1, encoding="utf-8")

@@ -9,7 +9,7 @@ import typer
 
 from edgekit.cli import options as given
 from edgekit.cli.lossless import verify_lossless
-from edgekit.cli.output import say, show_json, show_pairs, show_table
+from edgekit.cli.output import progress, say, show_json, show_pairs, show_table
 from edgekit.errors import InvalidInput, unknown_name
 
 if TYPE_CHECKING:
@@ -32,18 +32,22 @@ def verify(
     min_cosine: given.MinCosine = None,
     min_sqnr_db: given.MinSqnr = None,
     threads: given.Threads = 1,
+    device: given.Place = None,
+    time_limit: given.TimeLimit = 900,
+    offline_wheels: given.OfflineWheels = None,
     json: given.Json = False,
     quiet: given.Quiet = False,
 ) -> int:
-    """Check every file of a bundle, run its golden samples here, and compare with PyTorch's answers. Needs no torch.
+    """Check every file of a bundle, run its golden samples here or on a board, and compare with PyTorch's answers.
 
-    Of a folder that `edgekit compress` wrote, decode every tensor and compare it with the source's sha256; of one that
-    the dfloat11 package made, which holds no hashes, decode every stream.
+    Needs no torch. Of a folder that `edgekit compress` wrote, decode every tensor and compare it with the source's
+    sha256; of one that the dfloat11 package made, which holds no hashes, decode every stream.
     """
     from edgekit.bundle import Bundle
     from edgekit.dfloat11_folder import is_dfloat11
     from edgekit.lossless_folder import MANIFEST as LOSSLESS
     from edgekit.parity import with_gates
+    from edgekit.place import place_at
     from edgekit.report import parity_text
     from edgekit.verification import stored_tolerance
     from edgekit.verification import verify as verify_bundle
@@ -54,7 +58,11 @@ def verify(
         return verify_lossless(bundle, json, quiet)
     found = Bundle.open(bundle)
     tolerance = with_gates(stored_tolerance(found), min_cosine, min_sqnr_db)
-    parity = verify_bundle(found, tolerance=tolerance, threads=threads)
+    with (
+        progress(quiet or device is None) as step,
+        place_at(device, time_limit_s=time_limit, offline_wheels=offline_wheels, progress=step) as place,
+    ):
+        parity = verify_bundle(found, tolerance=tolerance, threads=threads, place=place)
     if json:
         show_json(parity)
     else:

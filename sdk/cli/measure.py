@@ -11,7 +11,7 @@ import typer
 
 from edgekit.cli import options as given
 from edgekit.cli.output import check_file, progress, save_json, say, show_json, show_pairs, show_table, stoppable
-from edgekit.errors import GateMissed
+from edgekit.errors import GateMissed, InvalidInput
 
 if TYPE_CHECKING:
     from edgekit.measurement import Comparison, Measurement
@@ -20,7 +20,7 @@ INTERRUPTED = 130
 Trials = Annotated[int, typer.Option("--trials", help="Trials, each in new processes where these start quickly.")]
 
 
-@given.verb("profile", "edgekit profile out --threads 4 -o profile.json\n\nNext:  edgekit compare out other")
+@given.verb("profile", "edgekit profile out -d ssh:pi@raspberrypi.local -o pi.json\n\nNext:  edgekit compare out other")
 def profile(
     bundle: given.BundlePath,
     threads: given.Threads = 1,
@@ -38,34 +38,45 @@ def profile(
     max_memory_mb: given.MaxMemory = None,
     energy: given.Energy = "off",
     meter: given.Meter = None,
+    device: given.Place = None,
+    time_limit: given.TimeLimit = 900,
+    offline_wheels: given.OfflineWheels = None,
     json: given.Json = False,
     quiet: given.Quiet = False,
 ) -> int:
-    """Measure a bundle on this machine: load, first run, steady latency, memory, and the machine's state."""
+    """Measure a bundle, here or on a board: load, first run, steady latency, memory, joules, the machine's state."""
     from edgekit.benchmark import compare as compare_bundles
     from edgekit.benchmark import control, energy_of, measure
     from edgekit.meters import energy_request
+    from edgekit.place import place_at
     from edgekit.report_measurement import measurement_cells
     from edgekit.sustained import sustain
 
     if output:
         check_file(output, force)
     asked = energy_request(energy, meter)
-    with progress(quiet) as step:
-        joules = energy_of(bundle, asked, threads=threads, progress=step) if asked.mode != "off" else None
+    with (
+        progress(quiet) as step,
+        place_at(device, time_limit_s=time_limit, offline_wheels=offline_wheels, progress=step) as place,
+    ):
+        joules = None
+        if asked.mode != "off":
+            joules = energy_of(bundle, asked, threads=threads, place=place, progress=step)
         if sustained is None:
-            measured = measure(bundle, threads=threads, calls=calls, trials=trials, progress=step)
+            measured = measure(bundle, threads=threads, calls=calls, trials=trials, place=place, progress=step)
         else:
             seconds = given.seconds(sustained)
             with stoppable() as stopped:
-                measured = sustain(bundle, seconds, threads=threads, stopped=stopped, progress=step)
+                measured = sustain(bundle, seconds, threads=threads, place=place, stopped=stopped, progress=step)
         if aa:
-            itself = compare_bundles([bundle, bundle], threads=threads, progress=step)[0]
+            itself = compare_bundles([bundle, bundle], threads=threads, place=place, progress=step)[0]
             measured = msgspec.structs.replace(measured, control=control(itself))
         if joules:
             measured = msgspec.structs.replace(measured, **msgspec.structs.asdict(joules))
     if output:
         save_json(output, measured)
+    if measured.before.emulated and max_latency_ms is not None:
+        raise InvalidInput("--max-latency-ms gates a board's speed, and this one is emulated: its times say nothing")
     if json:
         show_json(measured)
     else:
@@ -86,17 +97,24 @@ def compare(
     trials: Trials = 5,
     rounds: Annotated[int, typer.Option("--rounds", help="Alternating rounds of ten calls in each trial.")] = 6,
     aa: Annotated[bool, typer.Option("--aa", help="Compare the first with itself too; fails unless 1 fits.")] = False,
+    device: given.Place = None,
+    time_limit: given.TimeLimit = 900,
+    offline_wheels: given.OfflineWheels = None,
     json: given.Json = False,
     quiet: given.Quiet = False,
 ) -> int:
     """Measure bundles in turns and say which is faster, with a confidence interval; no winner where it holds 1."""
     from edgekit.benchmark import compare as compare_bundles
     from edgekit.benchmark import control
+    from edgekit.place import place_at
     from edgekit.report_measurement import control_text
 
-    with progress(quiet) as step:
-        given_twice = [bundles[0], *bundles] if aa else bundles
-        found = compare_bundles(given_twice, threads=threads, trials=trials, rounds=rounds, progress=step)
+    given_twice = [bundles[0], *bundles] if aa else bundles
+    with (
+        progress(quiet) as step,
+        place_at(device, time_limit_s=time_limit, offline_wheels=offline_wheels, progress=step) as place,
+    ):
+        found = compare_bundles(given_twice, threads=threads, trials=trials, rounds=rounds, place=place, progress=step)
     itself = control(found[0]) if aa else None
     if json:
         show_json(found)
@@ -129,8 +147,10 @@ def _missed(measured: Measurement, max_latency_ms: float | None, max_memory_mb: 
 
 
 def _show_comparisons(found: list[Comparison]) -> None:
-    from edgekit.report import milliseconds
+    from edgekit.report import EMULATED, milliseconds
 
+    if found[0].a.before.emulated:
+        say(EMULATED)
     rows = [[found[0].a.bundle, milliseconds(found[0].a.latency.p50_s), "1", "", ""]]
     for pair in found:
         interval = f"{pair.ratio_ci.low:.3f} to {pair.ratio_ci.high:.3f}"

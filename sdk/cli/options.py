@@ -16,6 +16,13 @@ F = TypeVar("F", bound=Callable[..., object])
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout and nothing else there.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress on stderr.")]
 Threads = Annotated[int, typer.Option("--threads", help="Threads of the runtime.")]
+Place = Annotated[
+    str | None, typer.Option("--device", "-d", help="ssh:user@host[:port] or adb:SERIAL; this machine when left out.")
+]
+TimeLimit = Annotated[int, typer.Option("--time-limit", help="Seconds after which a board ends the work by itself.")]
+OfflineWheels = Annotated[
+    Path | None, typer.Option("--offline-wheels", help="Folder with wheels for the board, where no index is in reach.")
+]
 BundlePath = Annotated[Path, typer.Argument(metavar="BUNDLE", help="Folder that `edgekit export` wrote.")]
 ModelRef = Annotated[
     str,

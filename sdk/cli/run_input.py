@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from edgekit.cli import options as given
-from edgekit.cli.output import say, show_json, show_pairs, show_table
+from edgekit.cli.output import progress, say, show_json, show_pairs, show_table
 from edgekit.cli.run_text import run_text
 from edgekit.errors import InvalidInput
+
+if TYPE_CHECKING:
+    from edgekit.bundle import Bundle
+    from edgekit.session import Session
 
 
 @given.verb("run", "edgekit run out --input photo.jpg\n\nNext:  edgekit profile out")
@@ -27,34 +31,43 @@ def run(
     top_p: Annotated[float, typer.Option("--top-p", help="Draw among the likeliest tokens of this share.")] = 1.0,
     seed: Annotated[int, typer.Option("--seed", help="The same seed draws the same text.")] = 0,
     threads: given.Threads = 1,
+    device: given.Place = None,
+    time_limit: given.TimeLimit = 900,
+    offline_wheels: given.OfflineWheels = None,
     json: given.Json = False,
+    quiet: given.Quiet = False,
 ) -> int:
     """Run a bundle on a photograph, a text or arrays, or let a language model continue a prompt."""
     if (prompt is None) == (not input):
         raise InvalidInput("run takes --input FILE_OR_TEXT, or --prompt TEXT for a language model, and one of the two")
-    if prompt is not None:
-        from edgekit.generation import Sampling
-
-        sampling = Sampling(temperature=temperature, top_p=top_p, seed=seed)
-        return run_text(bundle, prompt, chat, max_tokens, sampling, threads, json)
-    return _run_inputs(bundle, input or [], save, threads, json)
-
-
-def _run_inputs(bundle: Path, input: list[str], save: Path | None, threads: int, json: bool) -> int:
-    import numpy as np
-
+    if save and len(input or []) > 1:
+        raise InvalidInput("--save takes one --input")
     from edgekit.bundle import Bundle
-    from edgekit.inference import answer, open_session, prepare
+    from edgekit.generation import Sampling
+    from edgekit.place import open_at, place_at
 
     found = Bundle.open(bundle)
-    if save and len(input) > 1:
-        raise InvalidInput("--save takes one --input")
+    with (
+        progress(quiet or device is None) as step,
+        place_at(device, time_limit_s=time_limit, offline_wheels=offline_wheels, progress=step) as place,
+        open_at(place, found, threads) as session,
+    ):
+        if prompt is not None:
+            sampling = Sampling(temperature=temperature, top_p=top_p, seed=seed)
+            return run_text(found, session, prompt, chat, max_tokens, sampling, json)
+        return _run_inputs(found, session, input or [], save, json)
+
+
+def _run_inputs(found: Bundle, session: Session, input: list[str], save: Path | None, json: bool) -> int:
+    import numpy as np
+
+    from edgekit.inference import answer, prepare
+
     answers = []
-    with open_session(found, threads=threads) as session:
-        for source in input:
-            outputs = session.run(prepare(found, source))
-            answers.append({"input": source, **answer(found, outputs)})
-        stats = session.stats()
+    for source in input:
+        outputs = session.run(prepare(found, source))
+        answers.append({"input": source, **answer(found, outputs)})
+    stats = session.stats()
     if save:
         np.savez(save, **outputs)  # type: ignore[arg-type]
     if json:

@@ -3,33 +3,28 @@
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgekit.cli.output import show_json
 
 if TYPE_CHECKING:
+    from edgekit.bundle import Bundle
     from edgekit.generation import Sampling
+    from edgekit.session import Session
 
 
 def run_text(
-    path: Path, prompt: str, chat: bool, max_tokens: int, sampling: Sampling, threads: int, as_json: bool
+    bundle: Bundle, session: Session, prompt: str, chat: bool, max_tokens: int, sampling: Sampling, as_json: bool
 ) -> int:
     """Stream the answer to stdout, and say on stderr why it ended and how fast it was."""
-    from edgekit.bundle import Bundle
     from edgekit.decoding import generate
-    from edgekit.inference import open_session
 
-    bundle = Bundle.open(path)
     messages = [{"role": "user", "content": prompt}]
-    with open_session(bundle, threads=threads) as session:
-        reply = generate(
-            bundle, messages if chat else prompt, session=session, max_tokens=max_tokens, sampling=sampling
-        )
-        for piece in reply:
-            if not as_json:
-                sys.stdout.write(piece)
-                sys.stdout.flush()
+    reply = generate(bundle, messages if chat else prompt, session=session, max_tokens=max_tokens, sampling=sampling)
+    for piece in reply:
+        if not as_json:
+            sys.stdout.write(piece)
+            sys.stdout.flush()
     first, total = reply.times_s[0], reply.times_s[-1]
     if as_json:
         show_json(

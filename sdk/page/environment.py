@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 
 from edgekit.measurement import HostState
 from edgekit.page.markup import NOTHING, Html, table, tag
-from edgekit.page.overview import EMULATED
 from edgekit.page.subjects import Run, Subject
+from edgekit.report import EMULATED
 
 STATE: tuple[tuple[str, Callable[[HostState], str | None]], ...] = (
     ("machine", lambda state: state.machine),

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 from edgekit.energy import Energy
 from edgekit.page.markup import NOTHING, Html, bullets, join, table, tag
-from edgekit.page.overview import EMULATED
 from edgekit.page.subjects import Run
+from edgekit.report import EMULATED
 
 COLUMNS = ["measurement", "mJ a call above idle", "idle included", "± 1 sigma", "source", "covers", "excludes",
            "window", "flags"]  # fmt: skip

@@ -6,11 +6,10 @@ from collections.abc import Sequence
 
 from edgekit.page.markup import NOTHING, Html, bullets, join, pairs, table, tag
 from edgekit.page.subjects import AT_EXPORT, Run, Subject
-from edgekit.report import Report, comparison_table, megabytes, milliseconds, speedup_text
+from edgekit.report import EMULATED, Report, comparison_table, megabytes, milliseconds, speedup_text
 from edgekit.types import TensorSpec
 
 MOST_TENSORS = 8  # of a list of inputs: a language model has one for each layer
-EMULATED = "emulated: not this board's speed"
 
 
 def heading(subjects: Sequence[Subject], strays: Sequence[Run]) -> Html:

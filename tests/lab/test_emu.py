@@ -1,0 +1,55 @@
+"""Every runtime computes the same on an emulated Raspberry Pi's processor as here, and no time of it is a board's."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from lab.board import PI4, PI5, Personality, need_tool
+from lab.conftest import Exported, need
+from lab.emulator import QEMU, Emulator
+from lab.environment import Environment
+
+from edgekit.errors import EdgekitError
+from edgekit.inference import open_session
+from edgekit.place import Worker
+
+pytestmark = [pytest.mark.lab, pytest.mark.emu, pytest.mark.toolchain]
+BUNDLES = [("onnx", "fp32"), ("onnx", "int8"), ("tflite", "fp32"), ("tflite", "int8"), ("executorch", "fp32"),
+           ("executorch", "int8")]  # fmt: skip
+
+
+@pytest.fixture(scope="module", autouse=True)
+def tools() -> None:
+    need(need_tool, QEMU, "qemu-user-static")
+    need(need_tool, "aarch64-linux-gnu-g++", "g++-aarch64-linux-gnu")
+
+
+@pytest.mark.parametrize("personality", [PI4, PI5], ids=lambda p: p.name)
+@pytest.mark.parametrize(("format", "precision"), BUNDLES)
+def test_a_bundle_answers_and_is_timed_as_on_this_machine(
+    lab: Environment, exported: Exported, tmp_path: Path, personality: Personality, format: str, precision: str
+) -> None:
+    bundle = exported(format, precision)
+    with open_session(bundle) as session, Worker(bundle, 1, Emulator(lab, personality, tmp_path)) as worker:
+        for feeds, _ in bundle.golden()[:3]:
+            answers, seconds = worker.run(feeds)
+            for name, here in session.run(feeds).items():
+                step = np.ptp(here) / 64 if precision == "int8" else 0  # one step of the last int8 layer's input
+                np.testing.assert_allclose(answers[name], here, rtol=1e-4, atol=1e-5 + step)
+            assert 0 < seconds < 10
+        times = worker.times(7)
+        measured = worker.finish(times)
+    assert len(measured.latency.times_s) == 7
+    assert min(times) > 0
+    assert measured.before.machine == "aarch64"
+    assert measured.before.emulated
+    assert measured.after.emulated
+    assert measured.peak_rss_bytes > 1e6
+
+
+def test_an_instruction_that_the_board_lacks_is_named(lab: Environment, exported: Exported, tmp_path: Path) -> None:
+    older = Emulator(lab, PI5, tmp_path, qemu_cpu=PI4.qemu_cpu)  # says it has the dot product, and has not
+    with pytest.raises(EdgekitError, match=r"killed by signal 4 \(SIGILL\): the processor lacks an instruction"):
+        Worker(exported("onnx", "int8"), 1, older).stop()
