@@ -190,7 +190,15 @@ def test_inspect_and_the_lists_read_without_loading_anything(
 ) -> None:
     assert Said(capfd, "inspect", bundle_copy, "--json").json["schema_version"] == 1
     assert "pixels: float32[1, 3, 32, 32]" in Said(capfd, "inspect", bundle_copy).out
-    assert set(Said(capfd, "list", "--json").json) == {"exporters", "runtimes", "passes", "sources", "zoo", "formats"}
+    assert set(Said(capfd, "list", "--json").json) == {
+        "exporters",
+        "runtimes",
+        "passes",
+        "sources",
+        "zoo",
+        "formats",
+        "meters",
+    }
     assert "Did you mean 'exporters'" in Said(capfd, "list", "exporter").err
     assert "raspberrypi5" in {device["id"] for device in Said(capfd, "devices", "--json").json}
     assert "vendor" in Said(capfd, "devices", "bcm2712").out

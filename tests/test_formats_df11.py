@@ -258,7 +258,7 @@ def cut(name: str, end: int) -> Callable[[Parts], Parts]:
     ("damage", "message"),
     [
         (cut("encoded_exponent", -9), r"'encoded_exponent' ends after \d+ of 15360 weights"),
-        (cut("encoded_exponent", -1), "'encoded_exponent' has 5196 bytes, and its codes take 5197"),
+        (cut("encoded_exponent", -1), "'encoded_exponent' has 5183 bytes, and its codes take 5184"),
         (cut("encoded_exponent", 0), r"'gaps' is uint8\[640\], not uint8\[0\]"),
         (put("gaps", 0, 0x80), "the first code starts 16 bits into 'encoded_exponent', not at its begin"),
         (put("gaps", 0, 0x07), "the codes of chunk 0 do not end at the gap of the next one"),

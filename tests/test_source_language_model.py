@@ -130,7 +130,8 @@ def test_a_context_is_for_language_models(folder: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_real_270m_model_answers_as_pytorch_does(tmp_path: Path) -> None:
+@pytest.mark.parametrize("target", ["onnx", "executorch", "tflite"])
+def test_the_real_270m_model_answers_as_pytorch_does(target: str, tmp_path: Path) -> None:
     """Its weights are under terms that are no open-source licence: only where somebody installed them on purpose."""
     from edgekit.decoding import generate
     from edgekit.drafting import ExportOptions
@@ -141,7 +142,8 @@ def test_the_real_270m_model_answers_as_pytorch_does(tmp_path: Path) -> None:
     except ToolchainMissing as error:
         pytest.skip(str(error))
     assert "terms of use" in model.warnings[0]
-    bundle = export(model, "raspberrypi5", tmp_path / "out", ExportOptions(precision="fp32", measure=False))
+    options = ExportOptions(format=target, precision="fp32", measure=False)
+    bundle = export(model, "raspberrypi5", tmp_path / "out", options)
     assert bundle.manifest.parity is not None
     assert bundle.manifest.parity.golden_run is not None
     assert bundle.manifest.parity.golden_run.agreeing == 32

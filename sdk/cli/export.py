@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from edgekit.cli import options as given
-from edgekit.cli.forecast import forecast_cells
 from edgekit.cli.output import progress, say, show_json, show_pairs, show_table, warn
 from edgekit.errors import InvalidInput
 
@@ -150,6 +149,7 @@ def _read_plan(path: Path) -> Any:
 
 
 def _show_draft(drafted: Draft, json: bool) -> None:
+    from edgekit.cli.forecast import forecast_cells
     from edgekit.compression import pass_name
 
     plan, forecast, changes = drafted.plan, drafted.forecast, drafted.compressed.changes

@@ -48,6 +48,7 @@ class Numbers(NamedTuple):
 
 NUMBERS: dict[Precision, Numbers] = {
     "fp32": Numbers("float32", 4, 4),
+    "lossless": Numbers("float32", 4, 4),  # decoded when it is opened
     "fp16": Numbers("float16", 2, 2),
     "int8": Numbers("int8", 1, 1),
     "int8-dynamic": Numbers("int8", 1, 4),
