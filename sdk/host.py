@@ -19,7 +19,6 @@ EMULATED = Path("/etc/edgekit-emulated")  # a root that only emulators run has t
 def host_state(tree: Path = SYS) -> HostState:
     """What the kernel says right now; None where it says nothing."""
     clock = tree / "devices/system/cpu/cpu0/cpufreq"
-    affinity = tuple(sorted(os.sched_getaffinity(0))) if hasattr(os, "sched_getaffinity") else None
     return HostState(
         machine=platform.machine(),
         system=f"{platform.system()} {platform.release()}",
@@ -31,7 +30,7 @@ def host_state(tree: Path = SYS) -> HostState:
         clock_max_hz=read_number(clock / "scaling_max_freq", 1e3),
         clock_now_hz=read_number(clock / "scaling_cur_freq", 1e3) or _clock_now_hz(),
         temperature_c=_temperature_c(tree),
-        affinity=affinity,
+        affinity=_affinity(),
         power_mode=_power_mode(tree),
         power_supply=_power_supply(tree),
         throttle_flags=throttle_flags(tree),
@@ -41,7 +40,12 @@ def host_state(tree: Path = SYS) -> HostState:
 
 def cores() -> int:
     """Cores this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return len(_affinity() or ()) or os.cpu_count() or 1
+
+
+def _affinity() -> tuple[int, ...] | None:
+    """The cores themselves; None where the system does not say."""
+    return tuple(sorted(os.sched_getaffinity(0))) if hasattr(os, "sched_getaffinity") else None
 
 
 def peak_rss_bytes() -> int:
