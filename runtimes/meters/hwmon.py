@@ -31,7 +31,9 @@ class Hwmon(Value, frozen=True, kw_only=True):
     @property
     def info(self) -> MeterInfo:
         """The chosen rails."""
-        chosen = self.chosen()
+        return self._info(self.chosen())
+
+    def _info(self, chosen: tuple[Rail, ...]) -> MeterInfo:
         names = tuple(rail.name for rail in chosen)
         counted = bool(chosen) and all(rail.kind == "joules" for rail in chosen)
         return MeterInfo(
@@ -59,32 +61,36 @@ class Hwmon(Value, frozen=True, kw_only=True):
 
     def chosen(self) -> tuple[Rail, ...]:
         """The rails to count: those named, or the only one there is."""
-        found, wanted = self.found(), {name for name in self.rails.split("+") if name}
+        return self._chosen(self.found())
+
+    def _chosen(self, found: tuple[Rail, ...]) -> tuple[Rail, ...]:
+        wanted = {name for name in self.rails.split("+") if name}
         if wanted:
             return tuple(rail for rail in found if rail.name in wanted)
         return found if len(found) == 1 else ()
 
     def available(self) -> Availability:
         """Whether there is a rail, and whether it is clear which to count."""
-        found, names = self.found(), ", ".join(rail.name for rail in self.found())
+        found = self.found()
+        names, chosen = ", ".join(rail.name for rail in found), self._chosen(found)
         if not found:
             return not_here(
                 f"no chip in {self.root} measures power or energy", "fit an INA226 or INA228 with its driver"
             )
         if missing := {name for name in self.rails.split("+") if name} - {rail.name for rail in found}:
             return not_here(f"there is no rail {', '.join(sorted(missing))}", f"there are: {names}")
-        if not self.chosen():
+        if not chosen:
             return not_here(f"there are several rails: {names}", "say which to count: --meter hwmon,rails=ONE+OTHER")
-        if len({rail.kind == "joules" for rail in self.chosen()}) > 1:
+        if len({rail.kind == "joules" for rail in chosen}) > 1:
             return not_here("some of these rails have a counter and some do not", "choose rails of one kind")
         return HERE_IT_IS
 
     def open(self) -> Counter:
         """Read counters, or start to sample watts."""
         require("hwmon", self.available())
-        if self.info.provenance == "measured.counter":
-            return _Counter(self.info, self.chosen())
-        return Sampler(self.info, watts_of(self.chosen()))
+        chosen = self.chosen()
+        info = self._info(chosen)
+        return _Counter(info, chosen) if info.provenance == "measured.counter" else Sampler(info, watts_of(chosen))
 
 
 class _Counter(Counter):

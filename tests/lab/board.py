@@ -139,6 +139,10 @@ class Board:
             line for line in map(_command, self.pids()) if line and "sshd" not in line and "adb_device.py" not in line
         ]
 
+    def pids_of(self, word: str) -> list[int]:
+        """The machine's numbers of the processes with a word in their command line."""
+        return [pid for pid in self.pids() if word in _command(pid)]
+
     def _client(self) -> None:
         """An `ssh` with this board's key and host key, as ~/.ssh/config would name them."""
         binary = self.folder / "bin/ssh"

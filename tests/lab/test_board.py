@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -163,8 +164,10 @@ def test_a_killed_client_leaves_nothing_running_either(board: Board, at_work: Co
 
 
 def test_a_worker_that_is_killed_for_memory_is_named(board: Board, onnx: Path) -> None:
-    with memory_limit(board, 64 << 20):
-        code, _, errors = Command(board, "profile", onnx, *ENDLESS).end()
+    command = Command(board, "profile", onnx, *ENDLESS)
+    until(lambda: board.pids_of("edgekit.worker") != [], 60)
+    with memory_limit(board.pids_of("edgekit.worker")[-1], 24 << 20):  # far less than its backend takes to load
+        code, _, errors = command.end()
     assert code == 2, errors
     assert "killed by signal 9 (SIGKILL): probably out of memory" in errors
     assert board.processes() == []
@@ -248,28 +251,22 @@ def test_an_address_where_nobody_listens_is_unreachable(board: Board, pte: Path)
     assert "Connection refused" in errors
 
 
-class memory_limit:
-    """What a board may hold, by the kernel's control groups."""
-
-    def __init__(self, board: Board, limit: int) -> None:
-        first = Path("/sys/fs/cgroup/memory")
-        self._folder = (first if first.is_dir() else Path("/sys/fs/cgroup")) / "edgekit-lab"
-        self._board, self._limit = board, limit
-
-    def __enter__(self) -> None:
-        self._folder.mkdir(exist_ok=True)
-        name = "memory.limit_in_bytes" if (self._folder / "memory.limit_in_bytes").exists() else "memory.max"
-        if not (self._folder / name).exists():
-            need(_no_memory_groups)
-        (self._folder / name).write_text(str(self._limit))
-        (self._folder / "cgroup.procs").write_text(str(self._board.pids()[0]))
-
-    def __exit__(self, *exc: object) -> None:
-        parent = self._folder.parent / "cgroup.procs"
-        for pid in (self._folder / "cgroup.procs").read_text().split():
-            parent.write_text(pid)
-        until(lambda: not (self._folder / "cgroup.procs").read_text(), GONE_S)
-        self._folder.rmdir()
+@contextlib.contextmanager
+def memory_limit(pid: int, limit: int) -> Iterator[None]:
+    """How much more a process may hold from here on, by the kernel's control groups."""
+    first = Path("/sys/fs/cgroup/memory")
+    folder = (first if first.is_dir() else Path("/sys/fs/cgroup")) / "edgekit-lab"
+    folder.mkdir(exist_ok=True)
+    name = "memory.limit_in_bytes" if (folder / "memory.limit_in_bytes").exists() else "memory.max"
+    if not (folder / name).exists():
+        need(_no_memory_groups)
+    (folder / name).write_text(str(limit))
+    (folder / "cgroup.procs").write_text(str(pid))
+    try:
+        yield
+    finally:
+        until(lambda: not (folder / "cgroup.procs").read_text(), GONE_S)
+        folder.rmdir()
 
 
 def _no_memory_groups() -> None:
