@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import select
 import signal
 import statistics
 import subprocess
@@ -31,6 +32,7 @@ from edgekit.wire import Closing, Ended, Failed, Opening, Outputs, Times, decode
 REMOTE = "edgekit.runtimes.remote"
 TIME_LIMIT_S = 900
 TIMED_OUT = 124  # what timeout(1) leaves with
+SILENT_S = 3.0  # after which a machine is asked whether it is still there
 ASKED_S, LEAST_ASKED = 1.0, 10  # seconds and calls of one question: what a lost device takes along
 A = TypeVar("A", bound=msgspec.Struct)
 
@@ -49,6 +51,9 @@ class Place(Protocol):
     def ended(self, process: subprocess.Popen[str]) -> int:
         """The exit code of a worker that says nothing more, -N for signal N. Raises `DeviceLost` where none came."""
 
+    def check(self, process: subprocess.Popen[str]) -> None:
+        """Asked of a worker that is silent for seconds: raises `DeviceLost` where its machine is gone."""
+
 
 class Here:
     """This machine."""
@@ -65,6 +70,9 @@ class Here:
     def ended(self, process: subprocess.Popen[str]) -> int:
         """What the kernel says."""
         return process.wait()
+
+    def check(self, process: subprocess.Popen[str]) -> None:
+        """It is here."""
 
 
 HERE = Here()
@@ -175,7 +183,7 @@ class Worker:
 
     def _answer(self, kind: type[A]) -> A:
         try:
-            line = next((line for line in self._process.stdout or () if line.strip()), "")
+            line = self._line()
             if not line.endswith("\n"):
                 raise self._ended(Ended(ended=self._place.ended(self._process)))
             said = msgspec.json.decode(line, type=dict[str, msgspec.Raw])
@@ -190,6 +198,14 @@ class Worker:
             raise self._misunderstood(str(error)) from error
         named = getattr(errors, failed.type, None)
         raise (named if isinstance(named, type) and issubclass(named, EdgekitError) else EdgekitError)(failed.error)
+
+    def _line(self) -> str:
+        stdout = self._process.stdout
+        if stdout is None:
+            raise RuntimeError("the worker was started without a pipe")
+        while not select.select([stdout], [], [], SILENT_S)[0]:
+            self._place.check(self._process)
+        return next((line for line in stdout if line.strip()), "")
 
     def _reached(self) -> str:
         """How far a measurement came, for who will not get one."""

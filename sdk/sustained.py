@@ -11,7 +11,7 @@ import msgspec
 
 from edgekit.benchmark import finish, measurement, warm_up
 from edgekit.bundle import Bundle
-from edgekit.errors import InvalidInput
+from edgekit.errors import DeviceLost, InvalidInput
 from edgekit.measurement import Measurement, Sustained
 from edgekit.place import HERE, Place, Worker
 
@@ -41,13 +41,27 @@ def sustain(
         chunks: list[Chunk] = []
         call_s, start = worker.times(1)[0], perf_counter()
         while not chunks or (chunks[-1][0] < seconds and not stopped()):
-            times = worker.times(max(1, round(ANSWER_S / call_s)))
+            try:
+                times = worker.times(max(1, round(ANSWER_S / call_s)))
+            except DeviceLost as lost:
+                raise DeviceLost(f"{lost}{_so_far(chunks, seconds)}") from lost
             call_s = statistics.median(times)
             chunks.append((perf_counter() - start, times))
             if len(chunks) % SHOWN_EVERY == 1:
                 progress(f"p50 {1e3 * call_s:.2f} ms, {max(0.0, seconds - chunks[-1][0]):.0f} s left of {seconds:.0f}")
         run = finish(worker, warmed, (tuple(time for _, times in chunks for time in times),))
     return msgspec.structs.replace(measurement(found, threads, [run]), sustained=summary(chunks, seconds))
+
+
+def _so_far(chunks: Sequence[Chunk], asked_s: float) -> str:
+    """What a run that was cut had found, for who will not get a measurement."""
+    if not chunks:
+        return ""
+    found = summary(chunks, asked_s)
+    return (
+        f"; p50 {1e3 * found.minute_1_p50_s:.2f} ms at first and {1e3 * found.final_p50_s:.2f} ms "
+        f"after {found.lasted_s:.0f} of {asked_s:.0f} s"
+    )
 
 
 def summary(chunks: Sequence[Chunk], asked_s: float) -> Sustained:

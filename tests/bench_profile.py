@@ -25,7 +25,7 @@ from edgekit.bundle import Bundle
 from edgekit.host import host_state
 from edgekit.inference import open_session, sample_feeds
 from edgekit.measurement import coefficient_of_variation, ratio_interval
-from edgekit.place import HERE, Place, Worker
+from edgekit.place import HERE, Here, Place, Worker
 
 RESULTS = Path(__file__).with_name("profile_benchmarks.json")
 LOOP = Path(__file__).with_name("bare_loop.py")
@@ -34,7 +34,7 @@ WINDOWS, WINDOW_CALLS = 10, 200  # of a trial with a meter; calls of each, about
 RAILS = ("VDD_CPU", "VDD_GPU", "VDD_SOC")
 
 
-class BareLoop:
+class BareLoop(Here):
     """A place whose workers call onnxruntime in a bare loop."""
 
     def start(self, bundle: Bundle, threads: int) -> subprocess.Popen[str]:

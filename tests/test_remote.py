@@ -18,7 +18,7 @@ import pytest
 from edgekit.benchmark import measure
 from edgekit.bundle import Bundle
 from edgekit.errors import DeviceLost, EdgekitError, InvalidInput, ToolchainMissing, UnknownName
-from edgekit.place import HERE, LEAST_ASKED, Worker, WorkerSession, open_at, place_at
+from edgekit.place import HERE, LEAST_ASKED, Here, Worker, WorkerSession, open_at, place_at
 from edgekit.runtimes.remote import _facts, _parcel, _wheels, adb, ssh
 from edgekit.runtimes.remote._facts import check_python, check_room, parse_facts
 from edgekit.runtimes.remote._link import run
@@ -199,7 +199,7 @@ def test_a_script_that_does_not_come_to_its_end_is_a_lost_device(shell: Shell) -
             run(shell, script)
 
 
-class Dying:
+class Dying(Here):
     """A place whose worker says one line and ends so."""
 
     title = "a place"
@@ -216,7 +216,7 @@ class Dying:
     def ended(self, process: subprocess.Popen[str]) -> int:
         if self._ending == "exit 255":
             raise DeviceLost("the connection was lost")
-        return process.wait()
+        return super().ended(process)
 
 
 @pytest.mark.parametrize(
@@ -246,22 +246,36 @@ def test_a_session_over_a_worker_is_a_session(small_conv_bundle: Bundle) -> None
         there.run(feeds)
 
 
+def test_a_machine_that_is_silent_is_asked_for_a_sign_until_it_is_gone(
+    small_conv_bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    class Silent(Dying):
+        def check(self, process: subprocess.Popen[str]) -> None:
+            asked.append(process.pid)
+            if len(asked) == 3:
+                raise DeviceLost("the connection was lost")
+
+    monkeypatch.setattr("edgekit.place.SILENT_S", 0.2)
+    worker = Worker(small_conv_bundle, 1, Silent("sleep 60"))
+    with pytest.raises(DeviceLost, match=f"was lost; reached {LEAST_ASKED} calls, p50 2.00 ms"):
+        worker.times(1000)
+    worker.stop()
+    assert len(asked) == 3
+
+
 def test_a_wall_clock_that_jumps_moves_no_time(small_conv_bundle: Bundle, tmp_path: Path) -> None:
     (tmp_path / "sitecustomize.py").write_text(
         "import itertools, time\nhours = itertools.count(0, -3600.0)\ntime.time = lambda: next(hours)\n"
     )
 
-    class Jumping:
-        title = "here"
-
+    class Jumping(Here):
         def start(self, bundle: Bundle, threads: int) -> subprocess.Popen[str]:
             command = [sys.executable, "-P", "-m", "edgekit.worker", str(bundle.path), str(threads)]
             path = f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}"
             return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
                                     env=os.environ | {"PYTHONPATH": path})  # fmt: skip
-
-        def ended(self, process: subprocess.Popen[str]) -> int:
-            return process.wait()
 
     measured = measure(small_conv_bundle, calls=20, place=Jumping())
     assert all(0 < seconds < 5 for seconds in (*measured.latency.times_s, measured.load_s, measured.first_run_s))

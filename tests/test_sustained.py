@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
+import subprocess
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from edgekit.bundle import Bundle
-from edgekit.errors import InvalidInput
+from edgekit.errors import DeviceLost, InvalidInput
 from edgekit.measurement import Measurement
+from edgekit.place import Here
 from edgekit.sustained import Chunk, summary, sustain
 from tests.scripted_worker import OPENING, Scripted
 
@@ -70,6 +74,28 @@ def test_a_run_that_is_stopped_gives_what_it_reached(small_conv_bundle: Bundle) 
     assert 0 < found.sustained.lasted_s < 60
     assert found.sustained.asked_s == 600
     assert found.peak_rss_bytes > 0  # the worker was asked for its end too
+
+
+def test_a_run_whose_board_is_lost_says_what_it_reached(small_conv_bundle: Bundle) -> None:
+    started: list[subprocess.Popen[str]] = []
+    answers = itertools.count(1)
+
+    class Far(Here):
+        def start(self, bundle: Bundle, threads: int) -> subprocess.Popen[str]:
+            started.append(super().start(bundle, threads))
+            return started[0]
+
+        def ended(self, process: subprocess.Popen[str]) -> int:
+            raise DeviceLost("the connection to far was lost")
+
+    def cut_after_the_third() -> bool:
+        if next(answers) == 3:
+            started[0].kill()
+        return False
+
+    words = r"far was lost; reached \d+ calls, .*; p50 [\d.]+ ms at first and [\d.]+ ms after \d+ of 600 s"
+    with pytest.raises(DeviceLost, match=words):
+        sustain(small_conv_bundle, 600, place=Far(), stopped=cut_after_the_third)
 
 
 def test_answers_hold_about_a_second_of_calls(small_conv_bundle: Bundle) -> None:

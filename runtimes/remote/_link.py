@@ -24,6 +24,9 @@ class Link(Protocol):
     def command(self, script: str) -> list[str]:
         """The command line that runs a shell script over there, where $EDGEKIT is the folder that is ours."""
 
+    def answers(self) -> bool:
+        """Whether the board is still there, as far as the client would not end by itself."""
+
     def close(self) -> None:
         """Leave nothing of the connection behind. Closing twice is fine."""
 

@@ -18,6 +18,17 @@ from edgekit.runtimes.remote._link import Link, run
 
 STORE = "$EDGEKIT/store"
 SUMS = "SHA256SUMS"
+# What goes wrong is in tar's first line; its last says that something did.
+TAKE = """
+cd "{store}" || exit 1
+take() {{
+  said=$(tar -xzf - 2>&1) || {{ echo "$said" | head -n 1 >&2; return 1; }}
+  for key in {keys}; do (cd $key.part && sha256sum -c {sums}) >/dev/null || return 1; done
+  sync
+  for key in {keys}; do mv $key.part $key || return 1; done
+}}
+take || {{ rm -rf *.part; exit 1; }}
+"""
 ELF_MACHINES = {0x03: "i686", 0x28: "armv7l", 0x3E: "x86_64", 0xB7: "aarch64", 0xF3: "riscv64"}
 Members = Callable[[], Iterator[tuple[str, bytes]]]
 
@@ -86,11 +97,7 @@ def check_elf(head: bytes, machine: str, where: str) -> None:
 def send(link: Link, parcels: Sequence[Parcel]) -> None:
     """Send folders: under another name first, and renamed when every byte's hash is right over there."""
     keys = " ".join(parcel.key for parcel in parcels)
-    script = (
-        f'cd "{STORE}" && tar -xzf - && (for key in {keys}; do (cd $key.part && sha256sum -c {SUMS}) || exit 1; done; '
-        f"sync; for key in {keys}; do mv $key.part $key || exit 1; done) >/dev/null || {{ rm -rf *.part; exit 1; }}"
-    )
-    run(link, script, lambda stream: _write(stream, parcels))
+    run(link, TAKE.format(store=STORE, keys=keys, sums=SUMS), lambda stream: _write(stream, parcels))
 
 
 def _write(stream: IO[bytes], parcels: Sequence[Parcel]) -> None:

@@ -23,6 +23,7 @@ from edgekit.runtimes.remote._wheels import python_work
 
 RUNS = "$EDGEKIT/runs"
 NATIVE = "executorch"  # the runtime that needs no Python over there
+KEPT_DAYS = 30  # what no run used for so long is removed
 WAITED_FOR_PID = 20  # tenths of a second that a process may take to say its number
 STOP_S = 5  # for the board to kill a worker
 # Facts, then the lock, which the kernel gives back when this script ends: with its input, or after its time.
@@ -33,6 +34,7 @@ exec 9>>lock
 flock -n 9 || {{ echo busy=$(cat holder); exit 0; }}
 echo "{who} since $(date '+%Y-%m-%d %H:%M')" >holder
 rm -rf store/*.part
+find store -mindepth 1 -maxdepth 1 -mtime +{days} -exec rm -rf {{}} +
 for run in runs/*; do [ -f $run/pid ] && kill -9 $(cat $run/pid) 2>/dev/null; rm -rf $run; done
 echo held=yes
 exec timeout {limit} cat
@@ -64,7 +66,7 @@ class RemotePlace:
         self._commands: dict[tuple[Path, int], str] = {}
         self._errors: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115  open as long as the board is held
         who = re.sub(r"[^\w.@ -]", "", f"{os.environ.get('USER', 'somebody')} on {socket.gethostname()}")
-        script = HOLD.format(store=STORE, runs=RUNS, facts=SCRIPT, who=who, limit=limit_s)
+        script = HOLD.format(store=STORE, runs=RUNS, facts=SCRIPT, who=who, limit=limit_s, days=KEPT_DAYS)
         self._holder = start(link, script, self._errors)
         try:
             self.facts = self._hold()
@@ -109,11 +111,19 @@ class RemotePlace:
 
     def ended(self, process: subprocess.Popen[str]) -> int:
         """There is no code where the connection went before the board could tell one."""
+        raise self._lost(process)
+
+    def check(self, process: subprocess.Popen[str]) -> None:
+        """Ask the board for a sign, where its client would not notice that it is gone."""
+        if not self._link.answers():
+            raise self._lost(process)
+
+    def _lost(self, process: subprocess.Popen[str]) -> DeviceLost:
         words = ""
         if isinstance(process, RemoteProcess):
             process.abandon()
             words = last_words(process.said)
-        raise DeviceLost(f"the connection to {self.title} was lost{words and ': '}{words}")
+        return DeviceLost(f"the connection to {self.title} was lost{words and ': '}{words}")
 
     def close(self) -> None:
         """Give the board back."""
@@ -129,7 +139,8 @@ class RemotePlace:
         keys, model = " ".join(parcel.key for parcel in parcels), parcels[-1].path
         checked = f'(cd "{model}" && sha256sum -c {SUMS}) >/dev/null 2>&1 || rm -rf "{model}"'
         there = run(
-            self._link, f'{checked}; cd "{STORE}" && for key in {keys}; do [ -d $key ] && echo $key; done; true'
+            self._link,
+            f'{checked}; cd "{STORE}" && for key in {keys}; do [ -d $key ] && touch $key && echo $key; done; true',
         )
         missing = [parcel for parcel in parcels if parcel.key not in there.split()]
         check_room(self.title, self.facts, sum(parcel.bytes for parcel in missing), bundle.model_bytes)

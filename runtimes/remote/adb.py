@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import shutil
 import subprocess
@@ -13,6 +14,7 @@ from edgekit.runtimes.remote._link import unreachable
 from edgekit.runtimes.remote._place import RemotePlace
 
 SERIAL = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:-]*")
+ANSWER_S = 3.0
 FOLDER = "/data/local/tmp/edgekit"  # where adb's shell may write and run
 
 
@@ -44,6 +46,13 @@ class _Adb:
     def command(self, script: str) -> list[str]:
         """`adb shell` without a terminal: bytes go through as they are."""
         return ["adb", "-s", self.name, "shell", "-T", f"EDGEKIT={FOLDER}\n{script}"]
+
+    def answers(self) -> bool:
+        """Behind a cut network cable adb waits for minutes."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            return not subprocess.run(self.command("true"), stdin=subprocess.DEVNULL, capture_output=True,
+                                      timeout=ANSWER_S, start_new_session=True, check=False).returncode  # fmt: skip
+        return False
 
     def close(self) -> None:
         """Nothing of ours is open."""

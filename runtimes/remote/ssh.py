@@ -74,6 +74,10 @@ class _Ssh:
         """`ssh` with a script for the board's plain shell, whatever the account's own is."""
         return ["ssh", *self._options, "--", self._target, f"exec sh -c {shlex.quote(FOLDER + script)}"]
 
+    def answers(self) -> bool:
+        """OpenSSH ends by itself when nobody answers."""
+        return True
+
     def close(self) -> None:
         """End the shared connection."""
         if Path(self._folder.name).exists():

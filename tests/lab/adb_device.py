@@ -1,4 +1,4 @@
-"""A device for a real adb client: `adb_device.py ROOT PORT` serves adb's protocol over TCP, its shell in an arm64 root.
+"""A device for a real adb client: `adb_device.py ROOT ADDRESS PORT` serves adb's protocol, its shell in an arm64 root.
 
 It knows what `adb connect` and `adb shell` need (CNXN, OPEN, WRTE, OKAY, CLSE, and shell_v2 inside), and neither
 authentication nor Android: it tests how edgekit drives adb, not phones.
@@ -125,9 +125,9 @@ class Stream:
             self.written.acquire()
 
 
-def main(root: str, port: str) -> None:
+def main(root: str, address: str, port: str) -> None:
     os.environ.setdefault("PATH", "/usr/local/bin:/usr/bin:/bin")
-    with socket.create_server(("127.0.0.1", int(port))) as server:
+    with socket.create_server((address, int(port))) as server:
         print("Server listening", flush=True)
         while True:
             client, _ = server.accept()

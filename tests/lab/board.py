@@ -80,7 +80,8 @@ class Board:
         (folder / "known_hosts").write_text(f"[{address}]:{self.port} {(folder / 'host.pub').read_text()}")
         config = f"IdentityFile {folder}/id\nIdentitiesOnly yes\nUserKnownHostsFile {folder}/known_hosts\n"
         (folder / "ssh_config").write_text(config)
-        self._client()
+        for client in ("ssh", "adb"):
+            self._client(client)
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -143,12 +144,17 @@ class Board:
         """The machine's numbers of the processes with a word in their command line."""
         return [pid for pid in self.pids() if word in _command(pid)]
 
-    def _client(self) -> None:
-        """An `ssh` with this board's key and host key, as ~/.ssh/config would name them."""
-        binary = self.folder / "bin/ssh"
-        binary.parent.mkdir()
-        command = f'exec {" ".join(self._client_prefix)} /usr/bin/ssh -F {self.folder}/ssh_config "$@"'
-        binary.write_text(f"#!/bin/sh\n{command}\n")
+    def call(self, client: str, *words: str) -> str:
+        """What a client of this board says."""
+        command = [self.folder / "bin" / client, *words]
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+    def _client(self, name: str) -> None:
+        """An `ssh` with this board's key and host key, as ~/.ssh/config would name them, or an `adb` near the board."""
+        binary = self.folder / "bin" / name
+        binary.parent.mkdir(exist_ok=True)
+        words = [*self._client_prefix, f"/usr/bin/{name}", *([f"-F {self.folder}/ssh_config"] if name == "ssh" else [])]
+        binary.write_text(f'#!/bin/sh\nexec {" ".join(words)} "$@"\n')
         binary.chmod(0o755)
 
 

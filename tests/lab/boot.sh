@@ -32,7 +32,7 @@ chown 1000:1000 /srv/board/home/pi
 mount -t tmpfs -o mode=777 tmpfs /srv/board/data/local/tmp # where adb's shell may write
 
 if [ "$server" = adb ]; then
-  QEMU_CPU=$qemu_cpu exec python3 "$(dirname "$0")"/adb_device.py /srv/board "$port"
+  QEMU_CPU=$qemu_cpu exec python3 "$(dirname "$0")"/adb_device.py /srv/board "$address" "$port"
 fi
 
 # The accounts that sshd sees: the machine's own stay as they are.

@@ -13,6 +13,7 @@ from lab.board import Personality
 from lab.environment import Environment
 
 from edgekit.bundle import Bundle
+from edgekit.place import Here
 from edgekit.runtimes.remote._native import build
 from edgekit.runtimes.remote._wheels import own_wheel
 from edgekit.wire import encoded
@@ -20,7 +21,7 @@ from edgekit.wire import encoded
 QEMU = "qemu-aarch64-static"
 
 
-class Emulator:
+class Emulator(Here):
     """A processor that runs workers. `folder` holds a root with this processor's /proc/cpuinfo, by links."""
 
     def __init__(
@@ -46,9 +47,6 @@ class Emulator:
         }
         words = [QEMU, "-L", str(self._root), *map(str, command)]
         return subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=variables)
-
-    def ended(self, process: subprocess.Popen[str]) -> int:
-        return process.wait()
 
     def _native(self, bundle: Bundle, threads: int) -> list[object]:
         feeds = self._own / "feeds.json"

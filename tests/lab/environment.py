@@ -15,8 +15,8 @@ from pathlib import Path
 CACHE = Path(os.environ.get("EDGEKIT_LAB_CACHE", "~/.cache/edgekit-lab")).expanduser()
 RELEASE = "bookworm"
 KEYRING = "/usr/share/keyrings/debian-archive-keyring.gpg"
-PACKAGES = ("python3-minimal", "libpython3-stdlib", "libgomp1", "libstdc++6", "bash", "dash", "coreutils", "grep",
-            "procps", "tar", "gzip", "util-linux", "libc-bin")  # fmt: skip
+PACKAGES = ("python3-minimal", "libpython3-stdlib", "libgomp1", "libstdc++6", "bash", "dash", "coreutils", "findutils",
+            "grep", "procps", "tar", "gzip", "util-linux", "libc-bin")  # fmt: skip
 RUNNER = "executorch==1.5.1"  # for its shared libraries alone
 WHEELS = ("numpy==2.4.6", "msgspec==0.22.0", "onnxruntime==1.31.1", "ai-edge-litert==2.3.0")
 PLATFORMS = ("manylinux_2_28_aarch64", "manylinux_2_27_aarch64", "manylinux2014_aarch64")

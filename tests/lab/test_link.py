@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -40,11 +41,9 @@ def ip(*words: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def far(lab: Environment, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Board]:
-    """A board in a network namespace of its own, at the other end of a cable."""
+def cable() -> Iterator[None]:
+    """Two network namespaces and a cable between them."""
     need(need_tool, "ip", "iproute2")
-    board = Board(lab, PI5, tmp_path_factory.mktemp("boards") / "far", address=BOARD_IP,
-                  prefix=("ip", "netns", "exec", BOARD), client=("ip", "netns", "exec", HOST))  # fmt: skip
     ip("netns", "add", BOARD)
     ip("netns", "add", HOST)
     try:
@@ -52,12 +51,34 @@ def far(lab: Environment, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
         for namespace, device, address in ((BOARD, "ek-board", BOARD_IP), (HOST, "ek-host", HOST_IP)):
             ip("-n", namespace, "address", "add", f"{address}/24", "dev", device)
             ip("-n", namespace, "link", "set", device, "up")
-        board.start()
-        yield board
+            ip("-n", namespace, "link", "set", "lo", "up")
+        yield
     finally:
-        board.cut_power()
         ip("netns", "del", BOARD)
         ip("netns", "del", HOST)
+
+
+def board_behind_the_cable(lab: Environment, folder: Path, server: str) -> Board:
+    return Board(lab, PI5, folder, address=BOARD_IP, server=server, prefix=("ip", "netns", "exec", BOARD),
+                 client=("ip", "netns", "exec", HOST))  # fmt: skip
+
+
+@contextlib.contextmanager
+def cut_cable() -> Iterator[None]:
+    ip("-n", BOARD, "link", "set", "ek-board", "down")
+    try:
+        yield
+    finally:
+        ip("-n", BOARD, "link", "set", "ek-board", "up")
+
+
+@pytest.fixture(scope="module")
+def far(cable: None, lab: Environment, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Board]:
+    """A board with an ssh server at the other end of the cable."""
+    board = board_behind_the_cable(lab, tmp_path_factory.mktemp("boards") / "far", "ssh")
+    board.start()
+    yield board
+    board.cut_power()
 
 
 @pytest.mark.netlab
@@ -66,17 +87,14 @@ def test_a_cut_link_ends_the_client_soon_and_the_board_by_its_limit(far: Board, 
     command = Command(far, "profile", pte, *ENDLESS, "--time-limit", str(LIMIT_S)).wait_for("start executorch")
     until(lambda: any("worker" in line for line in far.processes()), 30)
     time.sleep(2)
-    ip("-n", BOARD, "link", "set", "ek-board", "down")
     cut = time.monotonic()
-    try:
+    with cut_cable():
         code, _, errors = command.end(GONE_S)
         assert time.monotonic() - cut < GONE_S
         assert code == 4, errors
         assert "was lost" in errors
         assert re.search(r"reached \d+ |nothing was timed yet", errors), errors
         until(lambda: far.processes() == [], start + LIMIT_S + GONE_S - time.monotonic())
-    finally:
-        ip("-n", BOARD, "link", "set", "ek-board", "up")
     code, _, errors = Command(far, "profile", pte, "--calls", "5").end()
     assert code == 0, errors
 
@@ -98,18 +116,25 @@ def test_a_slow_link_changes_no_time(far: Board, pte: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def phone(lab: Environment, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Board]:
-    """A simulator of adb's protocol, and an adb server of its own. No phone: its shell is Debian's."""
+def phone(cable: None, lab: Environment, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Board]:
+    """A simulator of adb's protocol over TCP, and an adb server of its own. No phone: its shell is Debian's."""
     need(need_tool, "adb", "adb")
-    phone = Board(lab, PI5, tmp_path_factory.mktemp("boards") / "phone", server="adb")
-    server = os.environ | {"ANDROID_ADB_SERVER_PORT": str(free_port())}
-    os.environ["ANDROID_ADB_SERVER_PORT"] = server["ANDROID_ADB_SERVER_PORT"]
+    os.environ["ANDROID_ADB_SERVER_PORT"] = str(free_port())
+    phone = board_behind_the_cable(lab, tmp_path_factory.mktemp("boards") / "phone", "adb")
     phone.start()
-    subprocess.run(["adb", "connect", f"{phone.address}:{phone.port}"], check=True, capture_output=True)
+    connect(phone)
     yield phone
-    subprocess.run(["adb", "kill-server"], check=False, capture_output=True)
+    phone.call("adb", "kill-server")
     phone.cut_power()
     del os.environ["ANDROID_ADB_SERVER_PORT"]
+
+
+def connect(phone: Board) -> None:
+    """Make adb's server see the device, which it may still have from before a cut."""
+    serial = f"{phone.address}:{phone.port}"
+    phone.call("adb", "disconnect")
+    assert f"connected to {serial}" in phone.call("adb", "connect", serial)
+    phone.call("adb", "-s", serial, "wait-for-device")
 
 
 @pytest.mark.adbproto
@@ -139,6 +164,19 @@ def test_a_device_that_vanishes_is_lost_though_adb_says_0(phone: Board, pte: Pat
     time.sleep(2)
     phone.cut_power()
     code, _, errors = command.end(GONE_S)
+    assert code == 4, errors
+    assert "was lost" in errors
+
+
+@pytest.mark.adbproto
+def test_a_cut_link_to_a_device_over_tcp_is_noticed(phone: Board, pte: Path) -> None:
+    phone.ensure_on()
+    connect(phone)
+    command = Command(phone, "profile", pte, *ENDLESS, "--time-limit", str(LIMIT_S)).wait_for("start executorch")
+    until(lambda: any("worker" in line for line in phone.processes()), 30)
+    time.sleep(2)
+    with cut_cable():
+        code, _, errors = command.end(GONE_S)
     assert code == 4, errors
     assert "was lost" in errors
 
