@@ -34,7 +34,6 @@ MAX_TOKENS = 128
 CACHES = ("key_", "value_")
 CACHE_DTYPES = ("float16", "float32")
 MAX_CACHE_BYTES = 16 << 30  # 32 thousand tokens of a model with 7 billion parameters take a quarter of it
-PROMPT_TOKENS = 65  # of the prompt that profiling reads: two chunks of 32, and the last token alone
 
 
 class Decoder:
@@ -228,22 +227,17 @@ def _contradiction(manifest: Manifest, generation: Generation) -> str | None:
     return f"has the output {wrong[0]} as {found.get(wrong[0])}, not as {made.get(wrong[0])}" if wrong else None
 
 
-def timing_prompt(bundle: Bundle) -> list[int]:
-    """The prompt that profiling reads: the golden run's, repeated until it fills whole chunks."""
-    generation = generation_of(bundle)
-    ids = list(generation.golden.prompt_ids) if generation.golden else [0]
-    return (ids * PROMPT_TOKENS)[: min(PROMPT_TOKENS, generation.context // 2)]
-
-
-def token_times(decoder: Decoder, prompt: Sequence[int], count: int) -> list[float]:
-    """Seconds from the start of one text to each of its `count` likeliest tokens, fewer where the cache is full."""
+def timed_text(decoder: Decoder, prompt: Sequence[int], count: int) -> tuple[list[float], list[int]]:
+    """The `count` likeliest tokens, fewer where the cache is full, and the seconds from the start to each."""
     times: list[float] = []
+    ids: list[int] = []
     feed = list(prompt)
     start = perf_counter()
     for _ in range(min(count, decoder.generation.context - len(prompt))):
         feed = [int(decoder.feed(feed).argmax())]
         times.append(perf_counter() - start)
-    return times
+        ids += feed
+    return times, ids
 
 
 def replay(session: Session, bundle: Bundle, tolerance: Tolerance) -> GoldenReplay | None:

@@ -17,6 +17,7 @@ from edgekit.types import Value
 
 TOKENIZER, CHAT_TEMPLATE = "tokenizer.json", "chat_template.jinja"
 HALF = "\ufffd"  # what a tokenizer decodes an unfinished character to
+PROMPT_TOKENS = 65  # of the prompt that profiling reads: two chunks of 32, and the last token alone
 LEAST_CONTEXT = 4  # a prompt, and answers of two tokens or more, which have a time between them
 Message = Mapping[str, str]  # role and content, as chat templates take them
 
@@ -55,6 +56,12 @@ class Generation(Value, frozen=True, kw_only=True):
             raise ValueError(f"token {outside[0]} of generation is outside its vocabulary of {self.vocabulary}")
         if len(golden) > self.context:
             raise ValueError(f"the golden run has {len(golden)} tokens, and the context holds {self.context}")
+
+
+def timing_prompt(generation: Generation) -> list[int]:
+    """The prompt that profiling reads: the golden run's, repeated until it fills whole chunks."""
+    ids = list(generation.golden.prompt_ids) if generation.golden else [0]
+    return (ids * PROMPT_TOKENS)[: min(PROMPT_TOKENS, generation.context // 2)]
 
 
 class Sampling(Value, frozen=True, kw_only=True):

@@ -53,6 +53,7 @@ class Times(Answer, frozen=True, kw_only=True):
 
     times_s: tuple[Seconds, ...]
     prompt_tokens: Annotated[int, msgspec.Meta(gt=0)] | None = None
+    ids: tuple[int, ...] = ()  # of a text's tokens
 
 
 class Outputs(Answer, frozen=True, kw_only=True):

@@ -2,10 +2,10 @@
 
 It speaks one JSON document a line. First it says how loading went; then for each `{"calls": N}` it answers
 `{"times_s": [...]}`. For a language model it answers `{"tokens": N}` with the seconds from the start of a text to each
-of its N tokens, and `"prompt_tokens"`. `{"feeds": ...}` is answered by the outputs of one call, `{"outputs": ...,
-"time_s": ...}`, both as `edgekit.wire` writes arrays. `{"energy": {...}}` holds an `EnergyRequest`, and its answer
-`EnergyFigures`. `{"copy_threads": N}` is answered with a `Bandwidth`. When its input ends it says its peak memory, what
-the session itself takes and which build the runtime is, and leaves, so it never outlives who asked.
+of its N tokens, `"prompt_tokens"`, and the tokens' `"ids"`. `{"feeds": ...}` is answered by the outputs of one call,
+`{"outputs": ..., "time_s": ...}`, both as `edgekit.wire` writes arrays. `{"energy": {...}}` holds an `EnergyRequest`,
+and its answer `EnergyFigures`. `{"copy_threads": N}` is answered with a `Bandwidth`. When its input ends it says its
+peak memory, what the session itself takes and which build the runtime is, and leaves, so it never outlives who asked.
 """
 
 from __future__ import annotations
@@ -23,8 +23,9 @@ import msgspec
 from edgekit import registry
 from edgekit.bandwidth import bandwidth
 from edgekit.bundle import Bundle
-from edgekit.decoding import Decoder, timing_prompt, token_times
+from edgekit.decoding import Decoder, generation_of, timed_text
 from edgekit.errors import EdgekitError
+from edgekit.generation import timing_prompt
 from edgekit.host import host_state, peak_rss_bytes
 from edgekit.inference import RUNTIMES, open_session, sample_feeds
 from edgekit.metering import energy_figures
@@ -66,9 +67,9 @@ def _serve(path: str, threads: int) -> None:
     for line in sys.stdin:
         asked = json.loads(line)
         if "tokens" in asked:
-            prompt = timing_prompt(bundle)
-            times = token_times(Decoder.of(bundle, session), prompt, asked["tokens"])
-            _say({"times_s": times, "prompt_tokens": len(prompt)})
+            prompt = timing_prompt(generation_of(bundle))
+            times, ids = timed_text(Decoder.of(bundle, session), prompt, asked["tokens"])
+            _say({"times_s": times, "prompt_tokens": len(prompt), "ids": ids})
         elif "copy_threads" in asked:
             _say(msgspec.to_builtins(bandwidth(asked["copy_threads"])))
         elif "energy" in asked:

@@ -1,18 +1,18 @@
 // The native side of edgekit.worker's protocol: one .pte file, one JSON document a line on standard input and output.
 //
-//   worker MODEL.pte THREADS FEEDS.json OUTPUT...
+//   worker MODEL.pte THREADS JOB.json OUTPUT...
 //
-// FEEDS.json holds the inputs of timed calls as edgekit.wire writes them, in the model's order; OUTPUT... name its
-// outputs. It needs ExecuTorch's shared libraries and nothing else: no Python, no torch.
+// JOB.json is {"methods": "tokens_1=1,tokens_32=32", "sized": "0.1", "prompt": "5,17", "feeds": {...}}: the method for
+// each size of a model with several, and by which input and axis a call's size is told; the prompt of timed texts of a
+// language model; and the inputs of timed calls as edgekit.wire writes them, in the model's order. "methods" and
+// "prompt" may be empty. OUTPUT... name the model's outputs. It needs ExecuTorch's shared libraries and nothing else:
+// no Python, no torch.
 #include <executorch/extension/module/module.h>
-#include <executorch/extension/tensor/tensor_ptr.h>
 #include <executorch/runtime/backend/interface.h>
 #include <sys/utsname.h>
 #include <unistd.h>
 
-#include <chrono>
 #include <cstdint>
-#include <cstdio>
 #include <cstdlib>
 #include <fstream>
 #include <iostream>
@@ -22,11 +22,13 @@
 #include <thread>
 #include <vector>
 
-using executorch::aten::ScalarType;
+#include "language_model.h"
+#include "wire.h"
+
 using executorch::extension::Module;
-using executorch::extension::TensorPtr;
 using executorch::runtime::Error;
 using executorch::runtime::EValue;
+using namespace edgekit;
 
 namespace executorch::extension::threadpool {  // libexecutorch_threadpool.so has it, the wheel's headers do not
 class ThreadPool {
@@ -37,115 +39,6 @@ ThreadPool* get_threadpool();
 }  // namespace executorch::extension::threadpool
 
 namespace {
-
-const char kAlphabet[] = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
-
-struct DType {
-  const char* name;
-  ScalarType type;
-  size_t bytes;
-};
-const DType kDTypes[] = {{"float32", ScalarType::Float, 4}, {"float16", ScalarType::Half, 2},
-                         {"float64", ScalarType::Double, 8}, {"int64", ScalarType::Long, 8},
-                         {"int32", ScalarType::Int, 4}, {"int16", ScalarType::Short, 2},
-                         {"int8", ScalarType::Char, 1}, {"uint8", ScalarType::Byte, 1},
-                         {"bool", ScalarType::Bool, 1}};
-
-// Inputs of one call: the tensors point into the bytes, which must outlive them.
-struct Feeds {
-  std::vector<std::vector<uint8_t>> bytes;
-  std::vector<TensorPtr> tensors;
-};
-
-std::string encode(const uint8_t* data, size_t size) {
-  std::string text;
-  text.reserve((size + 2) / 3 * 4);
-  for (size_t i = 0; i < size; i += 3) {
-    uint32_t word = data[i] << 16 | (i + 1 < size ? data[i + 1] << 8 : 0) | (i + 2 < size ? data[i + 2] : 0);
-    text += kAlphabet[word >> 18];
-    text += kAlphabet[word >> 12 & 63];
-    text += i + 1 < size ? kAlphabet[word >> 6 & 63] : '=';
-    text += i + 2 < size ? kAlphabet[word & 63] : '=';
-  }
-  return text;
-}
-
-std::vector<uint8_t> decode(const std::string& text) {
-  static int8_t values[256];
-  if (!values['B']) {
-    for (int8_t& value : values) value = -1;
-    for (int8_t i = 0; i < 64; i++) values[static_cast<uint8_t>(kAlphabet[i])] = i;
-  }
-  std::vector<uint8_t> data;
-  uint32_t word = 0;
-  int bits = 0;
-  for (char letter : text) {
-    if (letter == '=') break;
-    int8_t value = values[static_cast<uint8_t>(letter)];
-    if (value < 0) throw std::runtime_error("the inputs are not base64");
-    word = word << 6 | static_cast<uint32_t>(value);
-    if ((bits += 6) >= 8) data.push_back(static_cast<uint8_t>(word >> (bits -= 8)));
-  }
-  return data;
-}
-
-// The text between `key` and `end`, from `at` on; moves `at` behind it. A quote inside a JSON string is escaped, so a
-// tensor's name cannot hold a key.
-std::string field(const std::string& line, const std::string& key, char end, size_t& at) {
-  size_t start = line.find(key, at), stop = start == line.npos ? start : line.find(end, start += key.size());
-  if (stop == line.npos) throw std::runtime_error("the inputs lack " + key);
-  at = stop;
-  return line.substr(start, stop - start);
-}
-
-Feeds parse(const std::string& line) {
-  Feeds feeds;
-  for (size_t at = 0; line.find("\"dtype\": \"", at) != line.npos;) {
-    std::string dtype = field(line, "\"dtype\": \"", '"', at);
-    std::stringstream sizes(field(line, "\"shape\": [", ']', at));
-    feeds.bytes.push_back(decode(field(line, "\"data\": \"", '"', at)));
-    std::vector<executorch::aten::SizesType> shape;
-    size_t count = 1;
-    for (std::string size; std::getline(sizes, size, ',');) shape.push_back(std::stoi(size)), count *= shape.back();
-    const DType* known = nullptr;
-    for (const DType& each : kDTypes) known = dtype == each.name ? &each : known;
-    if (!known || feeds.bytes.back().size() != count * known->bytes) throw std::runtime_error("an input is no " + dtype);
-    feeds.tensors.push_back(executorch::extension::make_tensor_ptr(shape, feeds.bytes.back().data(), known->type));
-  }
-  return feeds;
-}
-
-std::vector<EValue> call(Module& model, const Feeds& feeds) {
-  std::vector<EValue> inputs(feeds.tensors.begin(), feeds.tensors.end());
-  auto outputs = model.forward(inputs);
-  if (!outputs.ok()) throw std::runtime_error("executorch could not run the model: error " +
-                                              std::to_string(static_cast<int>(outputs.error())));
-  return std::move(outputs.get());
-}
-
-std::string quoted(const std::string& text) {
-  std::string out = "\"";
-  for (char letter : text) {
-    if (letter == '"' || letter == '\\') out += '\\';
-    if (static_cast<uint8_t>(letter) >= ' ') out += letter;
-  }
-  return out + "\"";
-}
-
-std::string shown(const std::vector<EValue>& values, const std::vector<std::string>& names) {
-  if (values.size() != names.size()) throw std::runtime_error("the model has another number of outputs than its manifest");
-  std::stringstream out;
-  for (size_t i = 0; i < values.size(); i++) {
-    auto tensor = values[i].toTensor();
-    const DType* known = nullptr;
-    for (const DType& each : kDTypes) known = tensor.scalar_type() == each.type ? &each : known;
-    if (!known) throw std::runtime_error("output " + names[i] + " has a dtype that the wire does not carry");
-    out << (i ? ", " : "") << quoted(names[i]) << ": {\"dtype\": \"" << known->name << "\", \"shape\": [";
-    for (ssize_t axis = 0; axis < tensor.dim(); axis++) out << (axis ? ", " : "") << tensor.size(axis);
-    out << "], \"data\": \"" << encode(static_cast<const uint8_t*>(tensor.const_data_ptr()), tensor.nbytes()) << "\"}";
-  }
-  return out.str();
-}
 
 std::string first_line(const std::string& path) {
   std::ifstream file(path);
@@ -186,27 +79,103 @@ std::string state() {
   return out.str();
 }
 
-double seconds() {
-  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
+std::vector<int64_t> numbers(const std::string& text) {
+  std::vector<int64_t> found;
+  std::stringstream words(text);
+  for (std::string word; std::getline(words, word, ',');) found.push_back(std::atoll(word.c_str()));
+  return found;
 }
 
-void answer(Module& model, const Feeds& sample, const std::vector<std::string>& outputs, const std::string& line) {
+// An open model, and what to ask of it.
+class Job {
+ public:
+  Job(const std::string& path, const std::string& line, std::vector<std::string> outputs)
+      : outputs(std::move(outputs)), model_(path, Module::LoadMode::File) {
+    size_t at = 0;
+    std::stringstream methods(field(line, "\"methods\": \"", '"', at));
+    for (std::string method; std::getline(methods, method, ',');) {
+      methods_.push_back(method.substr(0, method.rfind('=')));
+      sizes_.push_back(std::atoll(method.c_str() + method.rfind('=') + 1));
+    }
+    const std::string sized = field(line, "\"sized\": \"", '"', at);
+    input_ = std::atoi(sized.c_str());
+    axis_ = std::atoi(sized.c_str() + sized.find('.') + 1);
+    prompt = numbers(field(line, "\"prompt\": \"", '"', at));
+    sample = parse(line, at);
+    for (const std::string& method : methods_.empty() ? std::vector<std::string>{"forward"} : methods_)
+      if (Error error = model_.load_method(method); error != Error::Ok)
+        throw std::runtime_error("executorch cannot load " + method + ": error " + std::to_string(static_cast<int>(error)));
+  }
+
+  std::vector<EValue> call(const Feeds& feeds) {
+    auto results = model_.execute(method_for(feeds), std::vector<EValue>(feeds.tensors.begin(), feeds.tensors.end()));
+    if (!results.ok()) throw std::runtime_error("executorch could not run the model: error " +
+                                                std::to_string(static_cast<int>(results.error())));
+    return std::move(results.get());
+  }
+
+  // The likeliest tokens after the prompt, and the seconds from the start to each.
+  std::pair<std::vector<double>, std::vector<int64_t>> text(int64_t count) {
+    Decoder decoder([this](const Feeds& feeds) { return call(feeds); }, sample, outputs, sizes_);
+    const TensorPtr& keys = sample.tensors[sample.index("key_0")];
+    std::vector<double> times;
+    std::vector<int64_t> ids, next = prompt;
+    const int64_t most = std::min<int64_t>(count, keys->size(3) - prompt.size());
+    const double start = seconds();
+    while (static_cast<int64_t>(times.size()) < most) {
+      next = {decoder.feed(next)};
+      times.push_back(seconds() - start);
+      ids.push_back(next[0]);
+    }
+    return {times, ids};
+  }
+
+  const std::vector<std::string> outputs;
+  std::vector<int64_t> prompt;
+  Feeds sample;
+
+ private:
+  std::string method_for(const Feeds& feeds) const {
+    if (methods_.empty()) return "forward";
+    const int64_t size = feeds.tensors.at(input_)->size(axis_);
+    const auto found = std::find(sizes_.begin(), sizes_.end(), size);
+    if (found == sizes_.end()) throw std::runtime_error("the model has no method for the size " + std::to_string(size));
+    return methods_[found - sizes_.begin()];
+  }
+
+  Module model_;
+  std::vector<std::string> methods_;
+  std::vector<int64_t> sizes_;  // ascending
+  size_t input_, axis_;
+};
+
+template <typename T>
+std::string listed(const std::vector<T>& values) {
+  std::stringstream out;
+  out.precision(9);
+  for (size_t i = 0; i < values.size(); i++) out << (i ? ", " : "") << values[i];
+  return "[" + out.str() + "]";
+}
+
+void answer(Job& job, const std::string& line) {
   if (line.find("{\"calls\": ") == 0) {
     std::vector<double> times;
     for (int left = std::atoi(line.c_str() + 10); left > 0; left--) {
       double before = seconds();
-      call(model, sample);
+      job.call(job.sample);
       times.push_back(seconds() - before);
     }
-    std::cout << "{\"times_s\": [";
-    for (size_t i = 0; i < times.size(); i++) std::cout << (i ? ", " : "") << times[i];
-    std::cout << "]}" << std::endl;
+    std::cout << "{\"times_s\": " << listed(times) << "}" << std::endl;
+  } else if (line.find("{\"tokens\": ") == 0 && !job.prompt.empty()) {
+    const auto [times, ids] = job.text(std::atoll(line.c_str() + 11));
+    std::cout << "{\"times_s\": " << listed(times) << ", \"prompt_tokens\": " << job.prompt.size()
+              << ", \"ids\": " << listed(ids) << "}" << std::endl;
   } else if (line.find("{\"feeds\": ") == 0) {
-    Feeds feeds = parse(line);
+    Feeds feeds = parse(line, 0);
     double before = seconds();
-    std::vector<EValue> values = call(model, feeds);
+    std::vector<EValue> values = job.call(feeds);
     double after = seconds();
-    std::cout << "{\"time_s\": " << after - before << ", \"outputs\": {" << shown(values, outputs) << "}}" << std::endl;
+    std::cout << "{\"time_s\": " << after - before << ", \"outputs\": {" << shown(values, job.outputs) << "}}" << std::endl;
   } else if (line.find("{\"energy\": ") == 0) {
     std::cout << "{\"energy\": {\"provenance\": \"unavailable\", \"reason\": \"the native runner reads no meter\"}}" << std::endl;
   } else {
@@ -215,20 +184,17 @@ void answer(Module& model, const Feeds& sample, const std::vector<std::string>& 
 }
 
 void serve(char** arguments, int count) {
-  std::vector<std::string> outputs(arguments + 4, arguments + count);
-  Feeds sample = parse(first_line(arguments[3]));
   executorch::extension::threadpool::get_threadpool()->_unsafe_reset_threadpool(std::atoi(arguments[2]));
+  const std::string line = first_line(arguments[3]);
   double start = seconds();
-  Module model(arguments[1], Module::LoadMode::File);
-  if (Error error = model.load_forward(); error != Error::Ok)
-    throw std::runtime_error("executorch cannot load the model: error " + std::to_string(static_cast<int>(error)));
+  Job job(arguments[1], line, {arguments + 4, arguments + count});
   double loaded = seconds();
-  call(model, sample);
+  job.call(job.sample);
   double first = seconds();
   std::cout.precision(9);
   std::cout << "{\"load_s\": " << loaded - start << ", \"first_run_s\": " << first - loaded
             << ", \"runtime_version\": \"" EXECUTORCH_VERSION "\", \"state\": " << state() << "}" << std::endl;
-  for (std::string line; std::getline(std::cin, line);) answer(model, sample, outputs, line);
+  for (std::string line; std::getline(std::cin, line);) answer(job, line);
   long peak = std::atol(entry("/proc/self/status", "VmHWM").c_str()) * 1024;
   std::cout << "{\"peak_rss_bytes\": " << peak << ", \"state\": " << state() << "}" << std::endl;
 }
@@ -237,7 +203,7 @@ void serve(char** arguments, int count) {
 
 int main(int count, char** arguments) {
   if (count < 5) {
-    std::cerr << "usage: worker MODEL.pte THREADS FEEDS.json OUTPUT...\n";
+    std::cerr << "usage: worker MODEL.pte THREADS JOB.json OUTPUT...\n";
     return 2;
   }
   try {

@@ -1,4 +1,4 @@
-"""ExecuTorch bundles on boards without torch or even Python: `runtimes/cpp/worker.cpp`, cross-built for the board.
+"""ExecuTorch bundles on boards without torch or even Python: `runtimes/cpp/`, cross-built for the board.
 
 It is linked to the shared libraries of ExecuTorch's own wheel, and sent with them and the C library it was built for:
 the board's own does not matter.
@@ -19,12 +19,15 @@ from pathlib import Path
 
 from edgekit.bundle import Bundle
 from edgekit.errors import EdgekitError, InvalidInput, ToolchainMissing
+from edgekit.generation import timing_prompt
 from edgekit.runtimes.remote._facts import Facts
 from edgekit.runtimes.remote._parcel import Parcel, bundle_parcel, file_parcel, folder_parcel
 from edgekit.runtimes.remote._wheels import fetch
+from edgekit.types import entry_points
 from edgekit.wire import encoded
 
-SOURCE = Path(__file__).parents[1] / "cpp/worker.cpp"
+SOURCES = Path(__file__).parents[1] / "cpp"
+JOB = "job.json"
 CACHE = Path("~/.cache/edgekit/runner")
 REQUIREMENT = "executorch>=1.5,<2"
 LIBRARIES = ("executorch", "executorch_threadpool", "executorch_kernels_optimized", "executorch_kernels_quantized",
@@ -36,26 +39,38 @@ WHEEL_GLIBC = (2, 28)
 
 def native_work(bundle: Bundle, threads: int, board: Facts, offline: Path | None) -> tuple[list[Parcel], str]:
     """What a board needs to run the bundle natively, the model last, and the command that does it."""
-    manifest = bundle.manifest
-    if any(dim.sizes for dim in manifest.dynamic):
-        raise InvalidInput(f"'{manifest.name}' has an entry point for each size; boards run ExecuTorch models of one")
-    first = bundle.golden()[0][0]
-    sample = json.dumps(encoded({spec.name: first[spec.name] for spec in manifest.inputs}))
     runner, model = folder_parcel("the native runner", build(board.machine, offline)), bundle_parcel(bundle)
-    feeds = file_parcel("a sample", "feeds.json", sample.encode())
-    names = " ".join(shlex.quote(spec.name) for spec in manifest.outputs)
+    job = file_parcel("a sample", JOB, native_job(bundle).encode())
+    names = " ".join(shlex.quote(spec.name) for spec in bundle.manifest.outputs)
     command = (
         f'"{runner.path}/{LOADERS[board.machine]}" --library-path "{runner.path}" "{runner.path}/worker" '
-        f'"{model.path}"/{shlex.quote(bundle.artifact.path)} {threads} "{feeds.path}/feeds.json" {names}'
+        f'"{model.path}"/{shlex.quote(bundle.artifact.path)} {threads} "{job.path}/{JOB}" {names}'
     )
-    return [runner, feeds, model], command
+    return [runner, job, model], command
+
+
+def native_job(bundle: Bundle) -> str:
+    """What `worker.cpp` reads of a bundle besides its model: methods by size, the prompt to time, a sample."""
+    manifest, sample = bundle.manifest, bundle.golden()[0][0]
+    sized = {dim.axis_name for dim in manifest.dynamic if dim.sizes}
+    places = [f"{i}.{axis}" for i, spec in enumerate(manifest.inputs) for axis in range(len(spec.shape))
+              if spec.shape[axis] in sized]  # fmt: skip
+    return json.dumps(
+        {
+            "methods": ",".join(f"{name}={size}" for name, size in entry_points(manifest.dynamic).items()),
+            "sized": places[0] if places else "0.0",
+            "prompt": ",".join(map(str, timing_prompt(manifest.generation) if manifest.generation else ())),
+            "feeds": encoded({spec.name: sample[spec.name] for spec in manifest.inputs}),
+        }
+    )
 
 
 def build(machine: str, offline: Path | None = None) -> Path:
     """The folder with the runner for a processor, built where it is not in the cache. Raises `ToolchainMissing`."""
     if machine not in LOADERS:
         raise InvalidInput(f"ExecuTorch has no build for {machine}: there are {', '.join(LOADERS)}")
-    key = hashlib.sha256(SOURCE.read_bytes() + Path(__file__).read_bytes() + machine.encode()).hexdigest()[:16]
+    made_of = b"".join(path.read_bytes() for path in (*sorted(SOURCES.iterdir()), Path(__file__)))
+    key = hashlib.sha256(made_of + machine.encode()).hexdigest()[:16]
     folder = CACHE.expanduser() / key
     if not folder.exists():
         part = folder.with_suffix(f".{os.getpid()}.part")
@@ -87,7 +102,8 @@ def _compile(compiler: str, machine: str, out: Path, offline: Path | None) -> No
     command = [
         compiler, "-std=c++17", "-O2", "-w", "-DC10_USING_CUSTOM_GENERATED_MACROS",
         f'-DEXECUTORCH_VERSION="{wheel.name.split("-")[1]}"', f"-I{headers}",
-        f"-I{headers}/executorch/runtime/core/portable_type/c10", str(SOURCE), "-o", str(out / "worker"),
+        f"-I{headers}/executorch/runtime/core/portable_type/c10", str(SOURCES / "worker.cpp"),
+        "-o", str(out / "worker"),
         f"-L{libraries}", "-Wl,--no-as-needed",  # kernels and backends register themselves when they are loaded
         *(f"-l{name}" for name in LIBRARIES),
     ]  # fmt: skip

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import zipfile
@@ -14,9 +13,8 @@ from lab.environment import Environment
 
 from edgekit.bundle import Bundle
 from edgekit.place import Here
-from edgekit.runtimes.remote._native import build
+from edgekit.runtimes.remote._native import JOB, build, native_job
 from edgekit.runtimes.remote._wheels import own_wheel
-from edgekit.wire import encoded
 
 QEMU = "qemu-aarch64-static"
 
@@ -49,9 +47,9 @@ class Emulator(Here):
         return subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=variables)
 
     def _native(self, bundle: Bundle, threads: int) -> list[object]:
-        feeds = self._own / "feeds.json"
-        feeds.write_text(json.dumps(encoded(bundle.golden()[0][0])))
+        job = self._own / JOB
+        job.write_text(native_job(bundle))
         runner = build("aarch64", self._environment.wheels)
         outputs = [spec.name for spec in bundle.manifest.outputs]
         loader = [runner / "ld-linux-aarch64.so.1", "--library-path", runner]
-        return [*loader, runner / "worker", bundle.artifact_path, threads, feeds, *outputs]
+        return [*loader, runner / "worker", bundle.artifact_path, threads, job, *outputs]

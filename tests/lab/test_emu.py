@@ -10,11 +10,18 @@ from lab.board import PI4, PI5, Personality, need_tool
 from lab.conftest import Exported, need
 from lab.emulator import QEMU, Emulator
 from lab.environment import Environment
+from language_models import save_folder
 
 from edgekit.benchmark import finish, measurement
+from edgekit.bundle import Bundle
+from edgekit.decoding import Decoder, generation_of, timed_text
+from edgekit.drafting import ExportOptions
 from edgekit.errors import EdgekitError
+from edgekit.generation import timing_prompt
 from edgekit.inference import open_session
+from edgekit.pipeline import export
 from edgekit.place import Worker
+from edgekit.source import load
 
 pytestmark = [pytest.mark.lab, pytest.mark.emu, pytest.mark.toolchain]
 BUNDLES = [("onnx", "fp32"), ("onnx", "int8"), ("tflite", "fp32"), ("tflite", "int8"), ("executorch", "fp32"),
@@ -47,6 +54,33 @@ def test_a_bundle_answers_and_is_timed_as_on_this_machine(
     assert measured.before.emulated
     assert measured.after.emulated
     assert measured.peak_rss_bytes > 1e6
+
+
+@pytest.fixture(scope="module")
+def talker(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """A small language model: a method for each chunk of tokens, and a cache."""
+    folder = tmp_path_factory.mktemp("talker")
+    options = ExportOptions(format="executorch", precision="fp32", measure=False)
+    model = load(str(save_folder(folder / "llama", num_hidden_layers=2)), context=80)
+    return export(model, "raspberrypi5", folder / "out", options)
+
+
+def test_the_native_runner_writes_the_same_text(lab: Environment, talker: Bundle, tmp_path: Path) -> None:
+    prompt = timing_prompt(generation_of(talker))
+    assert len(prompt) > 33  # a whole chunk, a padded one, and the last token alone
+    with open_session(talker) as session, Worker(talker, 1, Emulator(lab, PI5, tmp_path)) as worker:
+        _, here = timed_text(Decoder.of(talker, session), prompt, 64)
+        there = worker.text(64)
+        assert there.prompt_tokens == len(prompt)
+        assert list(there.ids) == here
+        assert len(there.times_s) == len(here) == 80 - len(prompt)  # the cache is full
+        assert list(there.times_s) == sorted(there.times_s)
+        assert len(set(here)) > 8  # not one word again and again
+        for feeds, _ in talker.golden()[:2]:
+            answers, _ = worker.run(feeds)
+            for name, value in session.run(feeds).items():
+                np.testing.assert_allclose(answers[name], value, rtol=1e-3, atol=1e-4)
+        assert min(worker.times(3)) > 0
 
 
 def test_an_instruction_that_the_board_lacks_is_named(lab: Environment, exported: Exported, tmp_path: Path) -> None:
