@@ -4,6 +4,7 @@
     OUT/model.onnx       the artifact (and external data files beside it)
     OUT/golden.npz       real inputs and PyTorch's outputs: `in.<sample>.<tensor>`, `out.<sample>.<tensor>`
     OUT/assets/          labels, tokenizer
+    OUT/model_vela.tflite    the artifact after a vendor's compiler, for devices that need one
 
 Nothing in a bundle is executed or unpickled, and no path in it may leave the folder.
 """
@@ -58,7 +59,7 @@ class Artifact(_FileRecord, frozen=True, kw_only=True):
 class Asset(_FileRecord, frozen=True, kw_only=True):
     """A file the artifact or its pre- and postprocessing needs."""
 
-    role: Literal["golden", "external_data", "processing", "intermediate"]
+    role: Literal["golden", "external_data", "processing", "intermediate", "compiled"]
 
 
 class WeightPrecision(Value, frozen=True, kw_only=True):
@@ -86,6 +87,7 @@ class PlanRecord(Value, frozen=True, kw_only=True):
     precision: Precision
     passes: tuple[dict[str, Any], ...]
     options: dict[str, Any] = {}  # of the exporter
+    compiler: str | None = None  # of the device's vendor, that the artifact goes through
     reasons: tuple[str, ...] = ()
 
 
@@ -117,6 +119,24 @@ class Delegation(Value, frozen=True, kw_only=True):
         return counts.get(self.unit, 0) / ops if ops else 1.0
 
 
+class CompilerEstimate(Value, frozen=True, kw_only=True):
+    """What a compiler's model of its device says of one inference. Nothing was run: a measurement has its own type."""
+
+    cycles: int  # of the device's clock
+    latency_s: float
+    memory_bytes: dict[str, int]  # by the compiler's name of the memory: "sram", "off_chip_flash"
+
+
+class Compiled(_FileRecord, frozen=True, kw_only=True):
+    """The model file after a vendor's compiler; also an asset of the bundle."""
+
+    compiler: str
+    version: str
+    target: dict[str, str]  # the compiler's own words for what it was made for
+    delegation: Delegation  # where the compiler put each op of the model file
+    estimate: CompilerEstimate
+
+
 class Manifest(Value, frozen=True, kw_only=True):
     """Everything a runtime, a person or a script needs to know about a bundle."""
 
@@ -138,6 +158,7 @@ class Manifest(Value, frozen=True, kw_only=True):
     changes: tuple[Change, ...] = ()
     parity: Parity | None = None
     delegation: Delegation | None = None
+    compiled: Compiled | None = None
     measurements: tuple[Measurement, ...] = ()
     against_float: AgainstFloat | None = None
     warnings: tuple[str, ...] = ()

@@ -28,6 +28,7 @@ from edgekit.bundle import (
     write_golden,
 )
 from edgekit.codec import WORTH
+from edgekit.compiling import COMPILERS, DeviceCompiler
 from edgekit.compression import Progress, silent
 from edgekit.dataset import RANDOM_SAMPLES, random_samples
 from edgekit.decoding import CACHES
@@ -122,9 +123,11 @@ def _build(model: Model, made: Draft, partial: Path, options: ExportOptions, pro
         parity = _with_divergence(parity, module_errors(model, output_of, Bundle(partial, manifest), expose, feeds))
         if not options.force:
             raise ParityFailed(_parity_message(manifest, parity))
-    manifest = _with_delegation(
-        msgspec.structs.replace(manifest, parity=parity), partial, references, job.program, options
-    )
+    manifest = msgspec.structs.replace(manifest, parity=parity)
+    if made.plan.compiler:
+        progress(f"compile with {made.plan.compiler}")
+        manifest = _compiled(manifest, partial, made, job.program)
+    manifest = _with_delegation(manifest, partial, references, job.program, options)
     _measure(manifest, partial, job, chosen, options, progress)
 
 
@@ -136,17 +139,27 @@ def _served(asked: References, given: tuple[TensorSpec, ...], wanted: tuple[Tens
     )
 
 
+def _compiled(manifest: Manifest, partial: Path, made: Draft, program: ExportedProgram) -> Manifest:
+    """Add what the vendor's compiler makes of the artifact, beside it: the artifact itself runs and verifies here."""
+    compiler: DeviceCompiler = registry.load(COMPILERS, manifest.plan.compiler or "")
+    choice = next(c for c in made.device.runtime if c.compiler and c.compiler.name == manifest.plan.compiler)
+    found = compiler.compile(partial / manifest.artifacts[0].path, made.device.unit_of(choice), partial)
+    found = msgspec.structs.replace(found, delegation=_with_sources(found.delegation, program))
+    asset = Asset(role="compiled", path=found.path, bytes=found.bytes, sha256=found.sha256)
+    return msgspec.structs.replace(manifest, compiled=found, assets=(*manifest.assets, asset))
+
+
 def _with_delegation(
     manifest: Manifest, partial: Path, references: References, program: ExportedProgram, options: ExportOptions
 ) -> Manifest:
     """Record where ops ran; raises `DelegationMissed` when too few ran on the unit meant for them."""
     (partial / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
     found = _with_sources(delegation(Bundle(partial, manifest), references.real[0][0]), program)
-    least = options.min_delegated
-    if least is not None and 100 * found.delegated_share < least:
+    least, judged = options.min_delegated, manifest.compiled.delegation if manifest.compiled else found
+    if least is not None and 100 * judged.delegated_share < least:
         raise DelegationMissed(
-            f"{100 * found.delegated_share:.1f} % of the ops ran on {found.unit}, the gate is {least:g} %: "
-            f"{fallback_text(found)}. See each with: edgekit analyze; or lower --min-delegated"
+            f"{100 * judged.delegated_share:.1f} % of the ops are on {judged.unit}, the gate is {least:g} %: "
+            f"{fallback_text(judged)}. See each with: edgekit analyze; or lower --min-delegated"
         )
     return msgspec.structs.replace(manifest, delegation=found)
 

@@ -10,6 +10,7 @@ from torch.export import ExportedProgram
 
 from edgekit import registry
 from edgekit.bundle import PlanRecord
+from edgekit.compiling import COMPILERS
 from edgekit.compression import PASSES, Pass
 from edgekit.errors import InvalidInput, PlanInfeasible, unknown_name
 from edgekit.graph import attention_ops, op_counts
@@ -61,6 +62,7 @@ class Plan(Value, frozen=True, kw_only=True):
     precision: Precision
     passes: tuple[Any, ...]  # of `Pass`; JSON carries each pass's name in its field "pass"
     options: dict[str, Any] = {}  # of the exporter, those that are not its defaults
+    compiler: str | None = None  # of the device's vendor, that the artifact goes through
     reasons: tuple[str, ...] = ()
 
     def record(self) -> PlanRecord:
@@ -81,6 +83,7 @@ def plan_from_record(record: PlanRecord) -> Plan:
         precision=record.precision,
         passes=tuple(_pass(options) for options in record.passes),
         options=record.options,
+        compiler=record.compiler,
         reasons=record.reasons,
     )
 
@@ -107,14 +110,21 @@ def plan(
         if precision != "auto":
             raise InvalidInput(f"{target.format} has no {chosen}: take --precision {', '.join(allowed)}")
         chosen, why = "fp32", f"precision fp32: {target.format} has no {chosen}"
+    compiler = target.compiler.name if target.compiler and _compiles(target.compiler, chosen) else None
     return Plan(
         device=device.id,
         format=target.format,
         precision=chosen,
         passes=_passes(chosen, calibrated),
-        options=_options(target.format, options),
+        options=(registry.load(COMPILERS, compiler).OPTIONS if compiler else {}) | _options(target.format, options),
+        compiler=compiler,
         reasons=(*target.reasons, why),
     )
+
+
+def _compiles(compiler: Compiler, precision: Precision) -> bool:
+    """Whether edgekit runs this compiler, and it takes such a model."""
+    return compiler.name in registry.names(COMPILERS) and precision == compiler.precision
 
 
 def _passes(precision: Precision, calibrated: bool) -> tuple[Pass, ...]:
@@ -178,6 +188,11 @@ def _target(device: DeviceProfile, format: str) -> _Target:
         if choice.format in known:
             why = f"format {choice.format}: {choice.name} serves {_place(device, choice)}"
             return _Target(format=choice.format, unit=device.unit_of(choice), reasons=(*unserved, why))
+        if choice.compiler is not None and choice.compiler.name in registry.names(COMPILERS):
+            made = f"{choice.compiler.name} makes {choice.format} of it for {_place(device, choice)}"
+            why = f"format {choice.compiler.reads}: {made}"
+            unit = device.unit_of(choice)
+            return _Target(format=choice.compiler.reads, unit=unit, compiler=choice.compiler, reasons=(*unserved, why))
         unserved.append(_not_served(device, choice))
     if unserved:
         raise PlanInfeasible("; ".join(unserved))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from edgekit.bundle import Bundle, Delegation, Fallback, Unpacked
+from edgekit.bundle import Bundle, Compiled, Delegation, Fallback, Unpacked
 from edgekit.energy import Energy
 from edgekit.measurement import AgainstFloat, GenerationTimes, Latency, Measurement
 from edgekit.parity import Parity
@@ -28,6 +28,7 @@ class Row(Value, frozen=True, kw_only=True):
     unpacked: Unpacked | None = None  # what a packed model file becomes when it is loaded
     parity: Parity | None
     delegation: Delegation | None
+    compiled: Compiled | None = None
     measurement: Measurement | None  # of the machine that exported, not of the device
     against_float: AgainstFloat | None
 
@@ -69,6 +70,7 @@ def row(bundle: Bundle) -> Row:
         unpacked=artifact.unpacked,
         parity=manifest.parity,
         delegation=manifest.delegation,
+        compiled=manifest.compiled,
         measurement=manifest.measurements[-1] if manifest.measurements else None,
         against_float=manifest.against_float,
     )
@@ -84,6 +86,8 @@ def cells(row: Row) -> list[tuple[str, str]]:
         lines.append(("parity", parity_text(row.parity)))
     if row.delegation:
         lines += delegation_cells(row.delegation)
+    if row.compiled:
+        lines += compiled_cells(row.compiled)
     if m := row.measurement:
         lines.append(("latency", f"{latency_text(m.latency)}  [this machine, not {row.device}]"))
         if m.generation:
@@ -94,6 +98,20 @@ def cells(row: Row) -> list[tuple[str, str]]:
         lines.append(("energy", energy_text(m.energy)))
     lines.append(("bundle", str(Path(row.bundle))))
     return lines
+
+
+def compiled_cells(found: Compiled) -> list[tuple[str, str]]:
+    """Label and text of every line on what a vendor's compiler made, and on what it expects of it."""
+    placed, each = found.delegation, found.estimate
+    counts = ", ".join(f"{unit} {sum(ops.values())}" for unit, ops in placed.units.items())
+    memory = ", ".join(f"{name} {megabytes(size)}" for name, size in each.memory_bytes.items())
+    who = f"{found.compiler} {found.version}"
+    lines = [
+        ("compiled", f"{found.path}  {megabytes(found.bytes)} by {who} for {' '.join(found.target.values())}"),
+        ("ops go to", f"{counts}  in {placed.partitions} piece(s)"),
+        ("estimate", f"{milliseconds(each.latency_s)}, {each.cycles} cycles, {memory}  [estimated by {who}, not run]"),
+    ]
+    return [*lines, ("left over", fallback_text(placed))] if placed.fallbacks else lines
 
 
 def _kept_float(row: Row) -> str:

@@ -52,6 +52,7 @@ TOOLCHAINS = (
         package="litert-torch", minimum="0.10", below="0.11", extra="tflite", purpose="convert PyTorch to TFLite"
     ),
     Toolchain(package="ai-edge-quantizer", minimum="0.10", below="0.11", extra="tflite", purpose="quantise TFLite"),
+    Toolchain(package="ethos-u-vela", minimum="5.0", below="6", extra="ethos-u", purpose="compile for Ethos-U NPUs"),
     Toolchain(package="transformers", minimum="4.56", below="6", extra="huggingface", purpose="Hugging Face folders"),
     Toolchain(package="safetensors", minimum="0.4", below="1", extra="huggingface", purpose="Hugging Face folders"),
     Toolchain(

@@ -27,6 +27,7 @@ PIPELINE = {
     "dataset",
     "data",
     "graph",
+    "compiling",
     "compression",
     "ranges",
     "passes",

@@ -39,7 +39,8 @@ def attention() -> ExportedProgram:
 
 EXPORTED = ("executorch", "onnx", "tflite")
 SERVED = [d for d in device_ids() if any(c.format in EXPORTED for c in find_device(d).runtime)]
-COMPILED = sorted(set(device_ids()) - set(SERVED))
+DRIVEN = [d for d in device_ids() if any(c.compiler and c.compiler.name == "vela" for c in find_device(d).runtime)]
+COMPILED = sorted(set(device_ids()) - set(SERVED) - set(DRIVEN))
 
 
 @pytest.mark.parametrize("device", SERVED)
@@ -54,6 +55,17 @@ def test_a_device_gets_a_plan_for_the_first_runtime_edgekit_exports_for(device: 
     assert all(f"edgekit does not write {c.format}" in " ".join(made.reasons) for c in profile.runtime[:passed_over])
     assert made.precision == ("fp16" if profile.unit_of(served[0]).fast_dtypes[0] == "float16" else "int8")
     check_plan(made)
+
+
+@pytest.mark.parametrize("device", DRIVEN)
+def test_a_compiler_that_edgekit_runs_gets_what_it_reads(device: str, conv: ExportedProgram) -> None:
+    made = plan(conv, find_device(device), calibrated=True)
+    assert (made.format, made.precision, made.compiler) == ("tflite", "int8", "vela")
+    assert made.options == {"integer_io": True, "layout": "NHWC"}
+    assert made.reasons[0] == f"format tflite: vela makes vela of it for {find_device(device).title}"
+    assert Plan.from_json(made.to_json()) == made
+    asked = plan(conv, find_device(device), calibrated=True, options=["layout=NCHW"])
+    assert asked.options == {"integer_io": True, "layout": "NCHW"}
 
 
 @pytest.mark.parametrize("device", COMPILED)
@@ -76,7 +88,8 @@ def test_a_compiler_that_takes_int8_only_gets_no_float_model_unasked(conv: Expor
     npu = find_device("ethos-u55-128")
     with pytest.raises(PlanInfeasible, match="vela takes int8 models, and int8 needs samples: give --calibration"):
         plan(conv, npu, format="tflite")
-    assert plan(conv, npu, format="tflite", precision="fp32").precision == "fp32"
+    made = plan(conv, npu, format="tflite", precision="fp32")
+    assert (made.precision, made.compiler, made.options) == ("fp32", None, {})
 
 
 def test_an_npu_beside_a_cpu_is_named_with_its_compiler_and_the_cpu_gets_the_plan(conv: ExportedProgram) -> None:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 PLUGINS = {
     "exporters": "edgekit.exporters",
+    "compilers": "edgekit.exporters.compilers",
     "runtimes": "edgekit.runtimes",
     "passes": "edgekit.passes",
     "sources": "edgekit.sources",
