@@ -49,6 +49,14 @@ def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
     return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
+def test_what_is_compressed_already_is_sent_to_decompress(
+    stored: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["compress", "-m", str(stored), "-o", str(tmp_path / "again")]) == 2
+    assert f"edgekit decompress -m {stored} -o PLAIN gives the weights back" in capfd.readouterr().err
+    assert not (tmp_path / "again").exists()
+
+
 def test_a_folder_without_our_manifest_becomes_the_model_again(source: Path, stored: Path, tmp_path: Path) -> None:
     assert is_dfloat11(stored)
     files = decompress_dfloat11(stored, tmp_path / "back")

@@ -11,6 +11,7 @@ import typer
 
 from edgekit.cli import options as given
 from edgekit.cli.output import progress, say, show_json, show_pairs, show_table, warn
+from edgekit.errors import InvalidInput
 from edgekit.types import Value
 
 if TYPE_CHECKING:
@@ -54,8 +55,14 @@ def compress(
 
     Each tensor is decoded again and compared before the folder takes its name. Stopped, the same command goes on.
     """
+    from edgekit.dfloat11_folder import is_dfloat11
     from edgekit.lossless import compress_weights, partial_of
 
+    if model.is_dir() and is_dfloat11(model):
+        raise InvalidInput(
+            f"the dfloat11 package has compressed '{model}' already: edgekit decompress -m {model} -o PLAIN gives the "
+            "weights back, and those can be compressed again"
+        )
     try:
         with progress(quiet) as step:
             manifest = compress_weights(model, output, codec, force=force, progress=step)
