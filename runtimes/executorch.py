@@ -18,15 +18,18 @@ import numpy as np
 
 from edgekit.bundle import Bundle, Delegation, Manifest
 from edgekit.errors import BundleCorrupt, InvalidInput, ToolchainMissing, reason_of
+from edgekit.op_profile import OpProfile, no_ops, summarize_ops, watched_calls
 from edgekit.processing import Array, Arrays
 from edgekit.quiet import quiet_native
 from edgekit.runtimes._executorch_file import METHOD, first_method, read_file
-from edgekit.runtimes._executorch_trace import layout_copies_share
-from edgekit.session import CountedSession, by_size
+from edgekit.runtimes._executorch_trace import layout_copies_share, op_events, traced_calls
+from edgekit.runtimes._op_places import placed
+from edgekit.session import CountedSession, by_size, entry_point
 from edgekit.types import entry_points
 
 FORMAT = "executorch"
 DISTRIBUTION = "executorch"
+PROFILER = "ExecuTorch's trace (ETDump)"
 SCALARS = {0: "uint8", 1: "int8", 2: "int16", 3: "int32", 4: "int64", 5: "float16", 6: "float32",
                              7: "float64", 11: "bool", 15: "bfloat16"}  # fmt: skip
 
@@ -57,9 +60,27 @@ def delegation(bundle: Bundle, feeds: Arrays) -> Delegation:
     found = bundle.manifest.delegation or read_file(bundle.artifact_path, method).delegation()
     if not found.layout_copies or found.layout_copies_share is not None:
         return found
-    inputs = [torch.from_numpy(np.array(feeds[spec.name], order="C")) for spec in bundle.manifest.inputs]
-    share = layout_copies_share(bundle.artifact_path, method, inputs)
+    share = layout_copies_share(bundle.artifact_path, method, _tensors(torch, bundle, feeds))
     return msgspec.structs.replace(found, layout_copies_share=share)
+
+
+def time_ops(bundle: Bundle, feeds: Arrays, *, threads: int = 1) -> OpProfile:
+    """The time of each op from the runtime's trace; portable kernels with their places in the model."""
+    torch, _ = _binding()
+    with open_session(bundle, threads=threads) as session:
+        calls, plain_s = watched_calls(lambda: session.run(feeds))
+    method = entry_point(METHOD, bundle.manifest.inputs, bundle.manifest.dynamic, feeds)
+    try:
+        watched_s, traces = traced_calls(bundle.artifact_path, method, _tensors(torch, bundle, feeds), calls)
+    except (ImportError, RuntimeError, OSError, AttributeError) as error:
+        return no_ops(PROFILER, f"this build of the runtime gives no trace: {reason_of(error)}")
+    fallbacks = bundle.manifest.delegation.fallbacks if bundle.manifest.delegation else ()
+    events = [placed(op_events(trace), "portable", fallbacks) for trace in traces]
+    return summarize_ops(PROFILER, plain_s, watched_s, events)
+
+
+def _tensors(torch: ModuleType, bundle: Bundle, feeds: Arrays) -> list[Any]:
+    return [torch.from_numpy(np.array(feeds[spec.name], order="C")) for spec in bundle.manifest.inputs]
 
 
 def _caller(torch: ModuleType, method: Any, names: list[str]) -> Callable[[Arrays], list[Array]]:

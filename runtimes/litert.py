@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from importlib import import_module
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -14,15 +15,19 @@ import numpy as np
 
 from edgekit.bundle import Bundle, Delegation
 from edgekit.errors import BundleCorrupt, InvalidInput, ToolchainMissing
+from edgekit.op_profile import OpProfile, no_ops, summarize_ops
 from edgekit.processing import Array, Arrays
 from edgekit.quiet import quiet_native
 from edgekit.runtimes._litert_delegation import delegated, median_seconds
 from edgekit.runtimes._litert_file import only_layout_copies
-from edgekit.session import CountedSession, by_size
+from edgekit.runtimes._litert_profiler import CHECKED, LIBRARY, watched_inferences
+from edgekit.runtimes._op_places import placed
+from edgekit.session import CountedSession, by_size, entry_point
 from edgekit.types import DynamicDim, TensorSpec, entry_points
 
 FORMAT = "tflite"
 SIGNATURE = "serving_default"
+PROFILER = "LiteRT's profiler"
 OLDER = "tflite_runtime.interpreter"
 INTERPRETERS = {"ai_edge_litert.interpreter": "ai-edge-litert", OLDER: "tflite-runtime"}
 OPTIONAL_OPERANDS = {"CONV_2D", "CONV_3D", "DEPTHWISE_CONV_2D", "TRANSPOSE_CONV", "FULLY_CONNECTED", "SVDF", "RNN",
@@ -61,6 +66,33 @@ def delegation(bundle: Bundle, feeds: Arrays) -> Delegation:
     copies.invoke()
     share = median_seconds(copies.invoke) / median_seconds(call)
     return msgspec.structs.replace(found, layout_copies_share=min(share, 1.0))
+
+
+def time_ops(bundle: Bundle, feeds: Arrays, *, threads: int = 1) -> OpProfile:
+    """The time of each op from LiteRT's profiler; `tflite_runtime` comes without one."""
+    manifest = bundle.manifest
+    try:
+        import ai_edge_litert
+
+        found = version(INTERPRETERS["ai_edge_litert.interpreter"])
+    except ImportError:
+        return no_ops(PROFILER, "tflite_runtime comes without the library that has it: pip install ai-edge-litert")
+    if not found.startswith(CHECKED):
+        return no_ops(PROFILER, f"its interface was checked with ai-edge-litert {CHECKED}x, and this is {found}")
+    if any(not dim.sizes for dim in manifest.dynamic):
+        return no_ops(PROFILER, "it is asked of models whose inputs have one size, or listed sizes")
+    signature = entry_point(SIGNATURE, manifest.inputs, manifest.dynamic, feeds)
+    inputs, _ = _edges(open_interpreter(bundle, threads), bundle, signature)
+    arrays = {name: feeds[name] if encode is None else encode(feeds[name]) for name, _, encode in inputs}
+    library = Path(ai_edge_litert.__file__).with_name(LIBRARY)
+    try:
+        with quiet_native():
+            watched = watched_inferences(library, bundle.artifact_path, signature, arrays, threads)
+    except (OSError, RuntimeError, AttributeError) as error:
+        return no_ops(PROFILER, f"LiteRT's C library does not give it: {error}")
+    plain_s, watched_s, inferences = watched
+    fallbacks = manifest.delegation.fallbacks if manifest.delegation else ()
+    return summarize_ops(PROFILER, plain_s, watched_s, [placed(each, "builtin", fallbacks) for each in inferences])
 
 
 def open_interpreter(bundle: Bundle, threads: int) -> Any:

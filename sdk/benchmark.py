@@ -27,6 +27,7 @@ from edgekit.measurement import (
 )
 from edgekit.metering import EnergyFigures
 from edgekit.meters import EnergyRequest, to_do
+from edgekit.op_profile import OpProfile
 from edgekit.place import HERE, Place, Worker
 from edgekit.throttle import slowed, throttling
 from edgekit.wire import Closing, Opening, Times
@@ -101,6 +102,20 @@ def energy_of(
     with Worker(found, threads, place) as worker:
         warm_up(worker)
         return worker.energy(request)
+
+
+def ops_of(
+    bundle: Bundle | str | Path,
+    *,
+    threads: int = 1,
+    place: Place = HERE,
+    progress: Callable[[str], None] = lambda step: None,
+) -> OpProfile:
+    """The time of each op of one inference, in a process of its own: a profiler takes memory and time."""
+    found = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
+    progress(f"time of each op of {found.path}")
+    with Worker(found, threads, place) as worker:
+        return worker.ops(threads)
 
 
 def compare(

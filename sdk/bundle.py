@@ -5,6 +5,7 @@
     OUT/golden.npz       real inputs and PyTorch's outputs: `in.<sample>.<tensor>`, `out.<sample>.<tensor>`
     OUT/assets/          labels, tokenizer
     OUT/model_vela.tflite    the artifact after a vendor's compiler, for devices that need one
+    OUT/report.html      the manifest as a page for people; nothing reads it, so the manifest does not vouch for it
 
 Nothing in a bundle is executed or unpickled, and no path in it may leave the folder.
 """
@@ -31,6 +32,7 @@ from edgekit.types import Change, DynamicDim, ModelSource, Precision, TensorSpec
 SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
 GOLDEN = "golden.npz"
+REPORT = "report.html"
 MAX_MANIFEST_BYTES = 64 << 20  # a sane one is under 1 MB
 
 

@@ -18,6 +18,7 @@ from edgekit.bundle import Bundle, Delegation
 from edgekit.errors import BundleCorrupt, InvalidInput
 from edgekit.folder import write_errors
 from edgekit.lossless_artifact import PackedFile
+from edgekit.op_profile import OpProfile
 from edgekit.processing import Array, Arrays, ImagePreprocess, check_arrays, read_npz
 from edgekit.session import Runtime, Session
 from edgekit.types import TensorSpec
@@ -44,6 +45,13 @@ def delegation(bundle: Bundle, feeds: Arrays) -> Delegation:
     runtime: Runtime = registry.load(RUNTIMES, bundle.artifact.runtime)
     with unpacked(bundle) as plain:
         return runtime.delegation(plain, feeds)
+
+
+def time_ops(bundle: Bundle, feeds: Arrays, *, threads: int = 1) -> OpProfile:
+    """The time of each op of a bundle, by its runtime's own profiler."""
+    runtime: Runtime = registry.load(RUNTIMES, bundle.artifact.runtime)
+    with unpacked(bundle) as plain:
+        return runtime.time_ops(plain, feeds, threads=threads)
 
 
 @contextlib.contextmanager

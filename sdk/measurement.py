@@ -13,6 +13,7 @@ from itertools import pairwise
 
 from edgekit.energy import Energy
 from edgekit.intervals import LEAST_TRIALS, Interval, mean_interval, percentile, quantile_interval
+from edgekit.op_profile import OpProfile
 from edgekit.types import Value
 
 KEPT_CALLS = 20_000  # raw times that a record holds at most: ten minutes of calls would be megabytes
@@ -120,12 +121,18 @@ class Measurement(Value, frozen=True, kw_only=True):
     sustained: Sustained | None = None
     control: Control | None = None
     generation: GenerationTimes | None = None  # of a language model
+    ops: OpProfile | None = None  # how an inference's time splits, where that was asked for
     peak_rss_bytes: int  # of a fresh process that holds the runtime half and this model
     energy: Energy
     modelled_energy_j: float | None = None  # per inference, never added to or shown as what a meter read
     modelled_energy_note: str | None = None  # where its watts come from, or why there is no such figure
     before: HostState
     after: HostState
+
+    @property
+    def emulated(self) -> bool:
+        """Whether the times are an emulator's, and say nothing of the board."""
+        return self.before.emulated or self.after.emulated
 
 
 class Comparison(Value, frozen=True, kw_only=True):

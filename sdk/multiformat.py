@@ -10,18 +10,21 @@ import msgspec
 
 from edgekit import registry
 from edgekit.benchmark import QUICK_ROUNDS, compare
-from edgekit.bundle import MANIFEST, Bundle
+from edgekit.bundle import MANIFEST, REPORT, Bundle
 from edgekit.compression import Progress, silent
 from edgekit.drafting import DEFAULTS, ExportOptions
 from edgekit.errors import EdgekitError, InvalidInput, OutputExists, unknown_name
-from edgekit.folder import check_free
-from edgekit.measurement import Measurement
+from edgekit.folder import check_free, write_errors
+from edgekit.measurement import Comparison, Measurement
 from edgekit.model import Model
+from edgekit.page.document import page
 from edgekit.pipeline import export
 from edgekit.planning import EXPORTERS, known_precision, split_option
 from edgekit.profile import DeviceProfile, find_device
 from edgekit.report import Failure, Report, row
 from edgekit.source import load
+
+TURNS = "measured in turns"
 
 
 def choose_formats(text: str) -> tuple[str, ...]:
@@ -67,13 +70,17 @@ def export_formats(
         except EdgekitError as error:
             failures.append(Failure(format=name, message=str(error), exit_code=error.exit_code))
     rows = [row(bundle) for bundle in bundles]
+    compared: list[Comparison] = []
     warnings = dict.fromkeys(warning for bundle in bundles for warning in bundle.manifest.warnings)
     if options.measure and len(bundles) > 1:
         try:
-            measured = _in_turns(bundles, progress)
-            rows = [msgspec.structs.replace(r, measurement=found) for r, found in zip(rows, measured, strict=True)]
+            compared = _in_turns(bundles, progress)
+            found = zip(rows, _measurements(compared), strict=True)
+            rows = [msgspec.structs.replace(each, measurement=measured) for each, measured in found]
         except EdgekitError as error:  # the bundles are there, with the figures of their own exports
             warnings[f"not measured in turns: {error}"] = None
+    if len(bundles) > 1:
+        warnings |= dict.fromkeys(write_page(Path(out) / REPORT, bundles, compared, options.force))
     return Report(rows=tuple(rows), failures=tuple(failures), warnings=tuple(warnings))
 
 
@@ -96,7 +103,23 @@ def _options_by_format(formats: Sequence[str], given: Sequence[str]) -> dict[str
     return found
 
 
-def _in_turns(bundles: list[Bundle], progress: Progress) -> list[Measurement]:
+def _in_turns(bundles: list[Bundle], progress: Progress) -> list[Comparison]:
     progress("measure all formats in turns")
-    found = compare(bundles, rounds=QUICK_ROUNDS, fresh=False)
-    return [found[0].a, *(pair.b for pair in found)]
+    return compare(bundles, rounds=QUICK_ROUNDS, fresh=False)
+
+
+def _measurements(compared: list[Comparison]) -> list[Measurement]:
+    return [*(pair.a for pair in compared[:1]), *(pair.b for pair in compared)]
+
+
+def write_page(file: Path, bundles: list[Bundle], compared: list[Comparison], force: bool) -> list[str]:
+    """One report page beside the bundles, of all of them; why there is none, where there is none."""
+    if file.exists() and not force:
+        return [f"'{file}' is there already and was left: edgekit report {file.parent} -o FILE"]
+    try:
+        text = page(bundles, [(TURNS, made) for made in _measurements(compared)], [(TURNS, pair) for pair in compared])
+        with write_errors(file):
+            file.write_text(text, encoding="utf-8")
+    except EdgekitError as error:
+        return [f"no report page: {error}"]
+    return []

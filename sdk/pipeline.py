@@ -17,6 +17,7 @@ from edgekit.benchmark import measure
 from edgekit.bundle import (
     GOLDEN,
     MANIFEST,
+    REPORT,
     SCHEMA_VERSION,
     Artifact,
     Asset,
@@ -34,7 +35,7 @@ from edgekit.dataset import RANDOM_SAMPLES, random_samples
 from edgekit.decoding import CACHES
 from edgekit.divergence import first_divergent, module_errors, worst
 from edgekit.drafting import DEFAULTS, Draft, ExportOptions, draft
-from edgekit.errors import DelegationMissed, EdgekitError, ParityFailed, UnsupportedModel
+from edgekit.errors import DelegationMissed, EdgekitError, InvalidInput, ParityFailed, UnsupportedModel
 from edgekit.exporting import Exported, Exporter, ExportJob
 from edgekit.folder import building, check_free
 from edgekit.generation import Generation
@@ -43,6 +44,7 @@ from edgekit.graph import module_path, op_nodes, source_line
 from edgekit.inference import delegation
 from edgekit.lossless_artifact import pack
 from edgekit.model import Model
+from edgekit.page.document import page
 from edgekit.parity import TOLERANCES, ModuleError, Parity, Tolerance, with_gates
 from edgekit.planning import EXPORTERS, Plan, exporter_options
 from edgekit.preflight import explained
@@ -83,11 +85,12 @@ def export(
     largest = max(memory.artifact_bytes, memory.weight_bytes)  # before it is packed, where it is
     room = 3 * largest + model.weight_bytes  # the artifact in the making, and the job that crosses
     with building(folder, room, options.force) as partial:
-        _build(model, made, partial, options, progress)
+        manifest = _with_page(_build(model, made, partial, options, progress), folder.name, partial)
+        (partial / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
     return Bundle.open(out)
 
 
-def _build(model: Model, made: Draft, partial: Path, options: ExportOptions, progress: Progress) -> None:
+def _build(model: Model, made: Draft, partial: Path, options: ExportOptions, progress: Progress) -> Manifest:
     exporter: Exporter = registry.load(EXPORTERS, made.plan.format)
     job = ExportJob.of(made.compressed, made.program, made.plan.precision, options.keep_intermediates)
     chosen = exporter_options(made.plan)
@@ -128,7 +131,7 @@ def _build(model: Model, made: Draft, partial: Path, options: ExportOptions, pro
         progress(f"compile with {made.plan.compiler}")
         manifest = _compiled(manifest, partial, made, job.program)
     manifest = _with_delegation(manifest, partial, references, job.program, options)
-    _measure(manifest, partial, job, chosen, options, progress)
+    return _measured(manifest, partial, job, chosen, progress) if options.measure else manifest
 
 
 def _served(asked: References, given: tuple[TensorSpec, ...], wanted: tuple[TensorSpec, ...]) -> References:
@@ -171,13 +174,9 @@ def _with_sources(found: Delegation, program: ExportedProgram) -> Delegation:
     return msgspec.structs.replace(found, fallbacks=located)
 
 
-def _measure(
-    manifest: Manifest, partial: Path, job: ExportJob, chosen: Value, options: ExportOptions, progress: Progress
-) -> None:
-    """Write the manifest; where asked with figures of this machine, a compressed model beside its float one."""
+def _measured(manifest: Manifest, partial: Path, job: ExportJob, chosen: Value, progress: Progress) -> Manifest:
+    """The manifest with figures of this machine, of a compressed model beside its float one."""
     (partial / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
-    if not options.measure:
-        return
     bundle, against = Bundle(partial, manifest), None
     try:
         if manifest.precision.name in FULL_PRECISION:
@@ -186,11 +185,24 @@ def _measure(
         else:
             with tempfile.TemporaryDirectory(dir=partial) as scratch:
                 measured, against = against_float(bundle, job, chosen, Path(scratch), progress)
-        measured = msgspec.structs.replace(measured, bundle=manifest.name)
-        manifest = msgspec.structs.replace(manifest, measurements=(measured,), against_float=against)
     except EdgekitError as error:  # the bundle is verified, and worth more than its figures
-        manifest = msgspec.structs.replace(manifest, warnings=(*manifest.warnings, f"not measured: {error}"))
-    (partial / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
+        return _warned(manifest, f"not measured: {error}")
+    measured = msgspec.structs.replace(measured, bundle=manifest.name)
+    return msgspec.structs.replace(manifest, measurements=(measured,), against_float=against)
+
+
+def _with_page(manifest: Manifest, name: str, partial: Path) -> Manifest:
+    """Write the report page; the manifest says why there is none."""
+    try:
+        text = page([Bundle(Path(name), manifest)])
+    except InvalidInput as error:  # a figure that no page can draw, as of an output that overflows
+        return _warned(manifest, f"no {REPORT}: {error}")
+    (partial / REPORT).write_text(text, encoding="utf-8")
+    return manifest
+
+
+def _warned(manifest: Manifest, warning: str) -> Manifest:
+    return msgspec.structs.replace(manifest, warnings=(*manifest.warnings, warning))
 
 
 def _manifest(

@@ -25,6 +25,7 @@ from edgekit.errors import DeviceLost, EdgekitError, InvalidInput
 from edgekit.inference import open_session
 from edgekit.metering import EnergyFigures, energy_figures
 from edgekit.meters import EnergyRequest, parse_meter, unit_of
+from edgekit.op_profile import OpProfile
 from edgekit.processing import Arrays, check_arrays
 from edgekit.session import CallLog, Session, SessionStats, closed_run
 from edgekit.wire import Closing, Ended, Failed, Opening, Outputs, Times, decoded, encoded
@@ -151,6 +152,10 @@ class Worker:
     def bandwidth(self, threads: int) -> Bandwidth:
         """How fast the machine copies memory, with `threads` threads."""
         return self._ask({"copy_threads": threads}, Bandwidth)
+
+    def ops(self, threads: int) -> OpProfile:
+        """The time of each op."""
+        return self._ask({"op_threads": threads}, OpProfile)
 
     def energy(self, request: EnergyRequest) -> EnergyFigures:
         """Joules of one inference, read where the bundle runs, or from here where that is where the meter hangs."""

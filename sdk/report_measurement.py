@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from edgekit.measurement import Control, HostState, Latency, Measurement, Sustained
 from edgekit.report import EMULATED, energy_text, generation_cells, latency_text, megabytes, milliseconds
+from edgekit.report_ops import ops_text
 
 UNSTEADY_CV = 0.05  # of trials: repeatable runs stay below, as MLPerf Mobile asks
 
@@ -21,8 +22,9 @@ def measurement_cells(measured: Measurement) -> list[tuple[str, str]]:
         ("latency", f"{latency_text(latency)}  over {latency.calls or len(latency.times_s)} calls"),
         *_tail_cells(latency),
         *_trial_cells(made),
-        *_sustained_cells(made.sustained),
+        *((("sustained", sustained_text(made.sustained)),) if made.sustained else ()),
         *(generation_cells(made.generation) if made.generation else ()),
+        *((("ops", ops_text(made.ops)),) if made.ops else ()),
         ("drift", f"last quarter / first quarter = {latency.drift:.3f}"),
         ("throttled", "; ".join(made.throttled) or _no_sign(state)),
         *_control_cells(made.control),
@@ -71,14 +73,13 @@ def _trial_cells(measured: Measurement) -> list[tuple[str, str]]:
     return lines
 
 
-def _sustained_cells(found: Sustained | None) -> list[tuple[str, str]]:
-    if found is None:
-        return []
+def sustained_text(found: Sustained) -> str:
+    """The first minute beside the last, and how long the run was."""
     window = "minute" if found.window_s == 60 else f"{found.window_s:.0f} s"
     cut = f", interrupted of {found.asked_s:.0f} s" if found.lasted_s < found.asked_s else ""
     change = found.final_p50_s / found.minute_1_p50_s
     text = f"first {window} p50 {milliseconds(found.minute_1_p50_s)}, last {milliseconds(found.final_p50_s)}"
-    return [("sustained", f"{text} ({change:.3f}x) over {found.lasted_s:.0f} s{cut}")]
+    return f"{text} ({change:.3f}x) over {found.lasted_s:.0f} s{cut}"
 
 
 def _control_cells(control: Control | None) -> list[tuple[str, str]]:

@@ -11,6 +11,7 @@ import numpy as np
 
 from edgekit.energy import Energy
 from edgekit.errors import BundleCorrupt, InvalidInput
+from edgekit.op_profile import OpProfile
 from edgekit.processing import Array, Arrays, check_arrays
 from edgekit.types import DynamicDim, TensorSpec, Value, entry_points
 
@@ -107,12 +108,26 @@ def by_size(
     calls = {size: open_entry(name) for name, size in entry_points(dynamic).items()}
     if not calls:
         return open_entry(default)
+    name, axis = _sized_axis(inputs, dynamic)
+    return lambda feeds: calls[feeds[name].shape[axis]](feeds)
+
+
+def entry_point(default: str, inputs: tuple[TensorSpec, ...], dynamic: tuple[DynamicDim, ...], feeds: Arrays) -> str:
+    """The name of the entry point that `by_size` takes for these inputs."""
+    names = {size: name for name, size in entry_points(dynamic).items()}
+    if not names:
+        return default
+    name, axis = _sized_axis(inputs, dynamic)
+    return names[feeds[name].shape[axis]]
+
+
+def _sized_axis(inputs: tuple[TensorSpec, ...], dynamic: tuple[DynamicDim, ...]) -> tuple[str, int]:
+    """The first input and axis that has one of the listed sizes."""
     names = {dim.axis_name for dim in dynamic if dim.sizes}
     places = [(spec.name, axis) for spec in inputs for axis, size in enumerate(spec.shape) if size in names]
     if not places:
         raise BundleCorrupt(f"the manifest lists sizes of {', '.join(names)}, which no input has: export it again")
-    name, axis = places[0]
-    return lambda feeds: calls[feeds[name].shape[axis]](feeds)
+    return places[0]
 
 
 def closed_run(feeds: Arrays) -> Arrays:
@@ -191,3 +206,6 @@ class Runtime(Protocol):
 
     def delegation(self, bundle: Bundle, feeds: Arrays) -> Delegation:
         """Run once and report which unit ran each op."""
+
+    def time_ops(self, bundle: Bundle, feeds: Arrays, *, threads: int = 1) -> OpProfile:
+        """The time of each op by the backend's own profiler; without ops and with a reason where it has none."""

@@ -4,8 +4,9 @@ It speaks one JSON document a line. First it says how loading went; then for eac
 `{"times_s": [...]}`. For a language model it answers `{"tokens": N}` with the seconds from the start of a text to each
 of its N tokens, `"prompt_tokens"`, and the tokens' `"ids"`. `{"feeds": ...}` is answered by the outputs of one call,
 `{"outputs": ..., "time_s": ...}`, both as `edgekit.wire` writes arrays. `{"energy": {...}}` holds an `EnergyRequest`,
-and its answer `EnergyFigures`. `{"copy_threads": N}` is answered with a `Bandwidth`. When its input ends it says its
-peak memory, what the session itself takes and which build the runtime is, and leaves, so it never outlives who asked.
+and its answer `EnergyFigures`. `{"op_threads": N}` is answered with an `OpProfile`, `{"copy_threads": N}` with a
+`Bandwidth`. When its input ends it says its peak memory, what the session itself takes and which build the runtime is,
+and leaves, so it never outlives who asked.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from edgekit.decoding import Decoder, generation_of, timed_text
 from edgekit.errors import EdgekitError
 from edgekit.generation import timing_prompt
 from edgekit.host import host_state, peak_rss_bytes
-from edgekit.inference import RUNTIMES, open_session, sample_feeds
+from edgekit.inference import RUNTIMES, open_session, sample_feeds, time_ops
 from edgekit.metering import energy_figures
 from edgekit.meters import EnergyRequest, unit_of
 from edgekit.processing import Arrays
@@ -70,6 +71,8 @@ def _serve(path: str, threads: int) -> None:
             prompt = timing_prompt(generation_of(bundle))
             times, ids = timed_text(Decoder.of(bundle, session), prompt, asked["tokens"])
             _say({"times_s": times, "prompt_tokens": len(prompt), "ids": ids})
+        elif "op_threads" in asked:
+            _say(msgspec.to_builtins(time_ops(bundle, feeds, threads=asked["op_threads"])))
         elif "copy_threads" in asked:
             _say(msgspec.to_builtins(bandwidth(asked["copy_threads"])))
         elif "energy" in asked:

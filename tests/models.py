@@ -104,6 +104,12 @@ def prompted() -> tuple[nn.Module, Tensor]:
     return Prompted().eval(), torch.randn(1, 5, 32)
 
 
+def wide_conv() -> tuple[nn.Module, Tensor]:
+    """Few ops that each take long enough to be timed."""
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(8, 32, 3), nn.ReLU(), nn.Conv2d(32, 32, 3)).eval(), torch.randn(1, 8, 48, 48)
+
+
 def two_inputs() -> tuple[nn.Module, dict[str, Tensor]]:
     torch.manual_seed(0)
     return TwoInputs().eval(), {"tokens": torch.randint(0, 50, (1, 6)), "offset": torch.randn(1, 8)}

@@ -24,13 +24,16 @@ from edgekit.energy import NO_METER, Energy
 from edgekit.intervals import Interval
 from edgekit.measurement import (
     AgainstFloat,
+    Comparison,
     GenerationTimes,
     HostState,
     Measurement,
     Sustained,
     Trial,
     summarize,
+    verdict,
 )
+from edgekit.op_profile import OpEvent, OpProfile, summarize_ops
 from edgekit.parity import TOLERANCES, GoldenReplay, ModuleError, OutputParity, Parity
 from edgekit.types import Change, ModelSource, TensorSpec
 
@@ -105,6 +108,7 @@ def metered(name: Name = plain) -> Measurement:
     """With joules of a meter, of a model, and a sustained run of a language model."""
     return measurement(
         name,
+        ops=profiled(name),
         energy=Energy(
             provenance="measured.sampled",
             meter=name("pi5 pmic"),
@@ -138,6 +142,23 @@ def metered(name: Name = plain) -> Measurement:
             inter_token=summarize([0.047] * 40 + [0.049] * 20),
         ),
     )
+
+
+def profiled(name: Name = plain) -> OpProfile:
+    """Two types of ops on two units, one of which nobody can place."""
+    events = [
+        OpEvent(op=name("Conv"), unit=name("npu"), name=name("stem_conv"), module=name("stem"), seconds=0.0031),
+        OpEvent(op=name("Conv"), unit=name("npu"), name=name("head_conv"), seconds=0.0011),
+        OpEvent(op=name("Resize"), unit="cpu", module=name("up"), source=name("model.py:41"), seconds=0.0007),
+    ]
+    return summarize_ops(name("a profiler"), 0.0050, [0.0056, 0.0060], [events, events])
+
+
+def comparison(name: Name = plain, ratio: float = 0.53) -> Comparison:
+    a, b = measurement(name), measurement(name, bundle=name("out/tflite"))
+    interval = Interval(low=0.9 * ratio, high=1.1 * ratio)
+    said = verdict(a.bundle, b.bundle, ratio, interval)
+    return Comparison(a=a, b=b, ratio=ratio, ratio_ci=interval, trial_ratios=(ratio,) * 5, rounds=6, verdict=said)
 
 
 def emulated(name: Name = plain) -> Measurement:
@@ -234,8 +255,10 @@ def bundle(
     return Bundle(Path("out") / format, manifest)
 
 
-def full(name: Name = plain) -> tuple[list[Bundle], list[tuple[str, Measurement]]]:
-    """Two bundles, one of which misses parity, and three measurements from files: one of neither bundle."""
+def full(
+    name: Name = plain,
+) -> tuple[list[Bundle], list[tuple[str, Measurement]], list[tuple[str, Comparison]]]:
+    """Two bundles, one of which misses parity, three measurements from files (one of neither), and a comparison."""
     bundles = [
         bundle(name, measurement(name)),
         bundle(name, format="tflite", sha256="b" * 64, found=parity(name, ok=False)),
@@ -245,4 +268,4 @@ def full(name: Name = plain) -> tuple[list[Bundle], list[tuple[str, Measurement]
         (name("emulated.json"), msgspec.structs.replace(emulated(name), artifact_sha256="b" * 64)),
         ("old.json", measurement(name, artifact_sha256="c" * 64, latency=summarize([0.02] * 12), trials=())),
     ]
-    return bundles, saved
+    return bundles, saved, [(name("compare.json"), comparison(name))]

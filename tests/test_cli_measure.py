@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 from pathlib import Path
@@ -85,6 +86,19 @@ def test_the_control_is_part_of_the_profile(bundle_copy: Path, capfd: pytest.Cap
     assert control["holds"] == (control["ratio_ci"]["low"] <= 1 <= control["ratio_ci"]["high"])
     assert said.code == (0 if control["holds"] else 1)
     assert ("does not hold 1" in said.err) is not control["holds"]
+
+
+def test_a_profile_with_ops_has_them_in_the_json_and_in_two_tables(
+    bundle_copy: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    quick = ("--calls", "2", "--trials", "1", "--ops", "-q")
+    found = Said(capfd, "profile", bundle_copy, *quick, "--json").json["ops"]
+    assert found["by"] == "onnxruntime's profiler"
+    assert found["ops"][0]["op"].endswith("Conv")
+    said = Said(capfd, "profile", bundle_copy, *quick).out
+    assert re.search(r"^ops +\d+ ops, [\d.]+ ms by onnxruntime's profiler", said, re.MULTILINE)
+    assert re.search(r"^op +unit +calls +ms +share", said, re.MULTILINE)
+    assert re.search(r"^op +module +ms +share +name", said, re.MULTILINE)
 
 
 def test_compare_of_a_bundle_with_itself_gives_no_winner(bundle_copy: Path, capfd: pytest.CaptureFixture[str]) -> None:

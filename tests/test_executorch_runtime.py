@@ -127,3 +127,15 @@ with executorch.open_session(Bundle.open({str(bundle.path)!r})): pass
 def test_importing_the_runtime_imports_no_torch() -> None:
     code = "import sys, edgekit.runtimes.executorch; sys.exit('torch' in sys.modules or 'executorch' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_runtime_without_traces_gives_a_reason_and_no_times(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    from executorch.extension.pybindings import portable_lib
+
+    def refuse(*args: object, **options: object) -> None:
+        raise RuntimeError("built without event tracer")
+
+    monkeypatch.setattr(portable_lib, "_load_for_executorch", refuse)
+    found = executorch.time_ops(bundle, feeds())
+    assert found.ops == ()
+    assert found.reason == "this build of the runtime gives no trace: built without event tracer"

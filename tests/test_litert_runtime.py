@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import ai_edge_litert
 import msgspec
 import numpy as np
 import pytest
 
 from edgekit.bundle import MANIFEST, Bundle, record_file
 from edgekit.errors import BundleCorrupt, InvalidInput, ToolchainMissing
+from edgekit.inference import sample_feeds
+from edgekit.op_profile import OpProfile
 from edgekit.processing import Arrays
 from edgekit.runtimes import litert
 from edgekit.runtimes._litert_delegation import origins
 from edgekit.runtimes._litert_file import only_layout_copies, operators, parse_model
+from edgekit.runtimes._litert_profiler import LIBRARY, watched_inferences
+from edgekit.runtimes._op_places import placed
 from edgekit.source import load
 from edgekit.types import DynamicDim
 from tests.tflite_jobs import STATIC, bundle_of, job_of
@@ -219,3 +225,55 @@ def test_the_older_runtime_takes_float_models_and_refuses_weights_with_a_scale_a
     assert all(np.array_equal(answer[name], expected[name]) for name in expected)
     with pytest.raises(ToolchainMissing, match=r"one scale a matrix.*pip install 'edgekit\[litert\]'"):
         litert.open_session(int8)
+
+
+# The profiler of LiteRT's C library
+
+
+@pytest.fixture(scope="module")
+def conv(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """Ops that take microseconds."""
+    model = load(f"{MODELS}:wide_conv")
+    return bundle_of(model, job_of(model), tmp_path_factory.mktemp("wide_conv"))
+
+
+def ops_of(bundle: Bundle, **changed: Any) -> OpProfile:
+    return litert.time_ops(bundle, {**sample_feeds(bundle), **changed})
+
+
+def test_ops_within_xnnpack_are_timed_under_its_names(conv: Bundle) -> None:
+    found = ops_of(conv)
+    assert found.reason is None
+    assert found.ops[0].op.startswith("Convolution (NHWC, F32)")
+    assert {op.unit for op in found.ops} == {"xnnpack"}
+    assert found.watched_s is not None
+    assert 0.2 * found.watched_s < found.ops_s < 5 * found.watched_s
+
+
+def test_ops_that_xnnpack_left_are_the_ones_that_the_manifest_explains(bundle: Bundle, feeds: Arrays) -> None:
+    manifest = msgspec.structs.replace(bundle.manifest, delegation=litert.delegation(bundle, feeds))
+    arrays = {"tokens": feeds["tokens"].astype(np.int32), "offset": feeds["offset"]}
+    library = Path(ai_edge_litert.__file__).with_name(LIBRARY)
+    _, seconds, inferences = watched_inferences(library, bundle.artifact_path, litert.SIGNATURE, arrays, 1)
+    assert len(seconds) == len(inferences)
+    assert manifest.delegation is not None
+    found = placed(inferences[0], "builtin", manifest.delegation.fallbacks)
+    assert [(op.op, op.module) for op in found if op.unit == "builtin"][-1] == ("EMBEDDING_LOOKUP", "table")
+
+
+def test_what_litert_refuses_is_the_reason(
+    conv: Bundle, bundle: Bundle, feeds: Arrays, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dynamic = (DynamicDim(name="batch", minimum=1, maximum=8),)
+    varying = replace(conv, manifest=msgspec.structs.replace(conv.manifest, dynamic=dynamic))
+    assert ops_of(varying).reason == "it is asked of models whose inputs have one size, or listed sizes"
+    library = Path(ai_edge_litert.__file__).with_name(LIBRARY)
+    with pytest.raises(RuntimeError, match="an input takes 24 bytes, and 48 were given"):
+        watched_inferences(library, bundle.artifact_path, litert.SIGNATURE, feeds, 1)
+    with pytest.raises(RuntimeError, match="there is no signature 'other'"):
+        watched_inferences(library, bundle.artifact_path, "other", feeds, 1)
+    monkeypatch.setattr(litert, "LIBRARY", "libNone.so")
+    assert "LiteRT's C library does not give it" in str(ops_of(conv).reason)
+    monkeypatch.setattr(litert, "CHECKED", "9.9.")
+    assert "was checked with ai-edge-litert 9.9.x, and this is 2." in str(ops_of(conv).reason)
+    assert ops_of(conv).ops == ()

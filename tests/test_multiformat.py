@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from edgekit import registry
-from edgekit.bundle import Bundle
+from edgekit.bundle import REPORT, Bundle
 from edgekit.cli.app import run
 from edgekit.errors import OutputExists, UnknownName
-from edgekit.multiformat import check_folder, choose_formats
+from edgekit.multiformat import check_folder, choose_formats, write_page
 from edgekit.planning import EXPORTERS
 
 MODELS = Path(__file__).parent / "models.py"
@@ -58,6 +58,27 @@ def test_every_format_is_a_bundle_of_its_own_measured_in_one_run(exported: Path)
         assert row["against_float"]["float_p50_s"] > 0
         assert bool(row["against_float"].get("reason")) == (row["against_float"]["ratio_ci"]["high"] >= 1)
     assert not list((exported / "out").glob("*.partial"))
+
+
+def test_one_page_shows_all_formats_measured_in_turns(exported: Path) -> None:
+    text = (exported / "out" / REPORT).read_text(encoding="utf-8")
+    for name in FORMATS:
+        assert f"{name} int8-dynamic, measured in turns" in text
+        assert (exported / "out" / name / REPORT).is_file()
+    assert "Compared in turns" in text
+
+
+def test_a_page_that_is_there_is_left_unless_forced(exported: Path, tmp_path: Path) -> None:
+    bundles = [Bundle.open(exported / "out" / name) for name in FORMATS]
+    file = tmp_path / REPORT
+    file.write_text("mine")
+    assert write_page(file, bundles, [], force=False) == [
+        f"'{file}' is there already and was left: edgekit report {tmp_path} -o FILE"
+    ]
+    assert file.read_text() == "mine"
+    assert write_page(file, bundles, [], force=True) == []
+    assert file.read_text(encoding="utf-8").startswith("<!doctype html>")
+    assert "cannot write" in write_page(tmp_path / "no" / REPORT, bundles, [], force=False)[0]
 
 
 def test_compare_takes_the_bundles(exported: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,79 +1,34 @@
-"""The report page: what a bundle says is text, a browser may fetch nothing, and measured and modelled stay apart."""
+"""The report page: a browser may fetch nothing, measured and modelled stay apart, and every doubt is named."""
 
 from __future__ import annotations
 
 import base64
 import hashlib
-import json
 import math
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import suppress
-from html.parser import HTMLParser
 from importlib import resources
-from itertools import pairwise, product
+from itertools import pairwise
 from pathlib import Path
-from random import Random
 from typing import Any
 
 import msgspec
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from pages import bundle, emulated, full, measurement, metered, parity, plain, slowing
+from page_reader import Reader
+from pages import bundle, comparison, emulated, full, measurement, metered, plain
 
-from edgekit.bundle import Bundle, Delegation, Manifest, Unpacked
-from edgekit.cli.app import run
+from edgekit.bundle import Bundle, Unpacked
 from edgekit.errors import InvalidInput
 from edgekit.intervals import Interval
-from edgekit.measurement import Control, Measurement, summarize
+from edgekit.measurement import Control, summarize
+from edgekit.op_profile import no_ops
+from edgekit.page.bars import ranking
 from edgekit.page.charts import histogram, shown_range
 from edgekit.page.document import page
-from edgekit.page.markup import MOST_ROWS, MOST_TEXT, Html, escape, join, table, tag
+from edgekit.page.markup import Html, join, table, tag
 from edgekit.page.overview import EMULATED
-from edgekit.page.subjects import find_bundles, read_measurement
 
-HOSTILE = "</title></style></svg><script>alert(1)</script><img src=x onerror=alert(1)>'\"&amp;\x00\u202e"
 CSS = resources.files("edgekit.page").joinpath("style.css").read_text(encoding="utf-8")
-VOID = {"meta", "br"}
-
-
-class Reader(HTMLParser):
-    """What a browser sees: elements with their attributes in order, the text in each, and whether they are closed."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.elements: list[tuple[str, dict[str, str | None]]] = []
-        self.texts: list[str] = []
-        self.tables: list[str] = []
-        self.feed(text)
-        self.close()
-        assert self.open == []
-
-    def handle_starttag(self, name: str, attributes: list[tuple[str, str | None]]) -> None:
-        self.elements.append((name, dict(attributes)))
-        assert len(dict(attributes)) == len(attributes)
-        if name == "table":
-            self.tables.append("")
-        if name not in VOID:
-            self.open.append(name)
-
-    def handle_endtag(self, name: str) -> None:
-        assert self.open.pop() == name
-
-    def handle_data(self, text: str) -> None:
-        self.texts.append(text)
-        if "table" in self.open:
-            self.tables[-1] += text + "\n"
-
-    @property
-    def said(self) -> str:
-        return "".join(self.texts)
-
-    def named(self, name: str) -> list[dict[str, str | None]]:
-        return [attributes for element, attributes in self.elements if element == name]
 
 
 def shown() -> str:
@@ -160,6 +115,56 @@ def test_measured_and_modelled_joules_are_never_in_one_table() -> None:
     assert [found for found in holding if found] == [["87.1"], ["555.5"], ["777.7"], ["123.5"]]
 
 
+def test_time_by_op_is_of_a_profiler_and_never_beside_what_was_not_measured() -> None:
+    tables = Reader(page([bundle(plain, metered())])).tables
+    [slowest] = [said for said in tables if said.startswith("Slowest ops of onnx int8, measured at export")]
+    assert "Conv\nstem\nnot known\n3.100\n63.3%\nstem_conv\n" in slowest
+    assert "Resize\nup\nmodel.py:41\n0.700\n14.3%\nnot known\n" in slowest
+    [types] = [said for said in tables if said.startswith("Types of ops of")]
+    assert "Conv\nnpu\n2\n4.200\n85.7%\n" in types
+    assert not [said for said in tables if "3.100" in said and ("mJ" in said or "modelled" in said)]
+
+
+def test_the_chart_of_ops_says_its_shares() -> None:
+    found = Reader(page([bundle(plain, metered())]))
+    labels = [str(svg["aria-label"]) for svg in found.named("svg")]
+    assert "Share of the time of all ops: Conv, npu 85.7%, Resize, cpu 14.3%" in labels
+    assert "3 ops, 4.90 ms by a profiler, medians of 2 inferences; the fastest took 5.60 ms watched" in found.said
+
+
+def test_ops_that_no_profiler_timed_have_a_reason_or_the_way_to_ask() -> None:
+    assert "edgekit profile OUT --ops -o profile.json" in Reader(page([bundle(plain, measurement())])).said
+    reason = measurement(ops=no_ops("the native runner", "it was built without ExecuTorch's event tracer"))
+    said = Reader(page([bundle(plain, reason)])).said
+    assert "no times of ops by the native runner: it was built without ExecuTorch's event tracer" in said
+
+
+def test_the_smallest_of_many_ops_are_one_bar() -> None:
+    rows = [(f"op{at}", 1 / 20) for at in range(20)]
+    [drawn] = Reader(ranking(rows, "Shares")).named("svg")
+    assert str(drawn["aria-label"]).endswith("op8 5.0%, 11 more 55.0%")
+    [drawn] = Reader(ranking(rows[:10], "Shares")).named("svg")
+    assert str(drawn["aria-label"]).endswith("op8 5.0%, op9 5.0%")
+
+
+def test_a_comparison_stands_with_its_verdict_and_interval() -> None:
+    found = Reader(shown())
+    [said] = [said for said in found.tables if said.startswith("Comparisons")]
+    assert "out/tflite / out/onnx, compare.json\n0.530\n0.477 to 0.583\n5\n" in said
+    assert "out/tflite is 1.89x as fast as out/onnx" in found.texts
+    slow = msgspec.structs.replace(comparison(), a=emulated())
+    assert f"out/tflite / out/onnx ({EMULATED})" in Reader(page([bundle()], [], [("c.json", slow)])).said
+
+
+@pytest.mark.parametrize(
+    "changes", [{"ratio": 0.0}, {"ratio": math.nan}, {"ratio_ci": Interval(low=2, high=1)}, {"trial_ratios": (1e300,)}]
+)
+def test_a_comparison_that_no_run_gives_is_refused(changes: dict[str, Any]) -> None:
+    odd = msgspec.structs.replace(comparison(), **changes)
+    with pytest.raises(InvalidInput, match=r"c\.json of 'out/tflite'"):
+        page([bundle()], [], [("c.json", odd)])
+
+
 def test_a_missing_meter_shows_its_reason() -> None:
     said = Reader(page([bundle(plain, measurement())])).said
     assert "onnx int8, measured at export: not asked for: edgekit profile --energy measured [unavailable]" in said
@@ -185,6 +190,14 @@ def test_a_bundle_that_nobody_measured_or_verified_has_a_page_too() -> None:
     said = Reader(page([Bundle(Path("out"), bare)])).said
     for words in ("Not measured yet", "Nothing was measured", "Not verified", "does not say where ops run"):
         assert words in said
+
+
+def test_a_warning_of_all_bundles_is_said_once_and_one_of_some_names_them() -> None:
+    made = bundle(sha256="d" * 64, format="tflite")
+    other = msgspec.structs.replace(made.manifest, warnings=(*made.manifest.warnings, "not measured: why"))
+    texts = Reader(page([bundle(), Bundle(Path("out/tflite"), other)])).texts
+    assert texts.count("only 30 calibration samples") == 1
+    assert "tflite int8: not measured: why" in texts
 
 
 def test_fallbacks_come_with_their_source_lines() -> None:
@@ -225,142 +238,6 @@ def in_folder(path: str) -> Bundle:
     return Bundle(Path(path), bundle(sha256="d" * 64).manifest)
 
 
-# Hostile bundles
-
-
-def skeleton(text: str) -> list[tuple[str, tuple[str, ...]]]:
-    """Elements and the names of their attributes: what no text of a bundle may change."""
-    return [(name, tuple(given)) for name, given in Reader(text).elements]
-
-
-def test_markup_in_a_bundle_is_text() -> None:
-    hostile = page(*full(lambda name: name + HOSTILE))
-    assert skeleton(hostile) == skeleton(shown())
-    assert "<script" not in hostile
-    assert "\x00" not in hostile
-    assert "\u202e" not in hostile
-
-
-@settings(max_examples=20, deadline=None)
-@given(st.text(max_size=30), st.text(max_size=30))
-def test_no_text_changes_the_structure_of_the_page(before: str, after: str) -> None:
-    hostile = page(*full(lambda name: f"{before}{name}{after}"))
-    assert skeleton(hostile) == skeleton(shown())
-    hostile.encode()
-
-
-@given(st.text())
-def test_text_comes_back_as_it_was_unless_it_hides(text: str) -> None:
-    seen = Reader(tag("p", text, title=escape(text)))
-    assert seen.named("p")[0]["title"] == seen.said
-    if text.isprintable() and len(text) <= MOST_TEXT and "\u2060" not in text:
-        assert seen.said == text
-
-
-def test_huge_texts_and_lists_are_cut_and_say_so() -> None:
-    many = bundle(lambda name: name + 100_000 * "x")
-    changes = 5000 * many.manifest.changes
-    text = page([Bundle(many.path, msgspec.structs.replace(many.manifest, changes=changes))])
-    assert len(text) < 2_000_000
-    assert "more characters)" in text
-    assert f"and {len(changes) - MOST_ROWS} more" in text
-
-
-DRAWN = {"d", "points", "x", "y", "cx", "cy", "width", "height"}
-ODD = (0.0, -1.0, 1e-300, 1e-3, 0.5, 3.0, 7e4, 1e15, -1e15)
-
-
-def scrambled(value: Any, numbers: Random, odd: Sequence[float]) -> Any:
-    """The same document with other numbers, some of them left as they were."""
-    if isinstance(value, dict):
-        return {key: scrambled(each, numbers, odd) for key, each in value.items() if key != "schema_version"}
-    if isinstance(value, list | tuple):
-        return [scrambled(each, numbers, odd) for each in value]
-    if isinstance(value, bool) or not isinstance(value, int | float) or numbers.random() < 0.3:
-        return value
-    return type(value)(numbers.choice(odd))
-
-
-def odd_page(numbers: Random, odd: Sequence[float]) -> str:
-    latency = summarize(slowing(60))
-    long, short = (msgspec.structs.replace(made, latency=latency) for made in (metered(), measurement()))
-    stored = msgspec.to_builtins(bundle(plain, long, short).manifest)
-    manifest = msgspec.convert({**scrambled(stored, numbers, odd), "schema_version": 1}, Manifest)
-    return page([Bundle(Path("out"), manifest)])
-
-
-@settings(max_examples=60, deadline=None)
-@given(st.randoms(use_true_random=False))
-def test_no_number_draws_outside_of_the_page(numbers: Random) -> None:
-    with suppress(InvalidInput):  # a p50 of 0, say
-        text = odd_page(numbers, ODD)
-        drawn = [str(value) for _, given in Reader(text).elements for key, value in given.items() if key in DRAWN]
-        places = [float(found) for value in drawn for found in re.split(r"[MHVLvh ,]", value) if found]
-        assert len(places) > 50
-        assert all(-1 <= place <= 400 for place in places)  # false for NaN
-
-
-def without(value: Any, path: tuple[Any, ...], instead: Any) -> Any:
-    """The document with something else at a path."""
-    if not path:
-        return instead
-    if isinstance(value, dict):
-        return {**value, path[0]: without(value[path[0]], path[1:], instead)}
-    return [*value[: path[0]], without(value[path[0]], path[1:], instead), *value[path[0] + 1 :]]
-
-
-def paths(value: Any) -> Iterator[tuple[Any, ...]]:
-    """Every place in a document, of lists the first one."""
-    parts = (
-        value.items() if isinstance(value, dict) else enumerate(value[:1]) if isinstance(value, list | tuple) else ()
-    )
-    for key, each in parts:
-        yield (key,)
-        yield from ((key, *rest) for rest in paths(each))
-
-
-def test_every_part_may_be_missing_or_empty_where_the_schema_lets_it() -> None:
-    long = msgspec.structs.replace(metered(), latency=summarize(slowing(40)))
-    found = bundle(plain, long, found=parity(ok=False))
-    stored = msgspec.json.decode(found.manifest.to_json())
-    drawn = 0
-    for path, instead in product(paths(stored), (None, [], {}, "")):
-        with suppress(msgspec.ValidationError, InvalidInput):
-            manifest = msgspec.convert(without(stored, path, instead), Manifest)
-            if manifest.artifacts:  # `Bundle.open` refuses one without
-                Reader(page([Bundle(Path("out"), manifest)]))
-                drawn += 1
-    assert drawn > 150
-
-
-def test_counts_of_ops_that_cancel_out_are_drawn() -> None:
-    made = bundle().manifest
-    found = Delegation(unit="npu", units={"npu": {"Conv": 1}, "cpu": {"Conv": -1}})
-    assert "100.0%" in page([Bundle(Path("out"), msgspec.structs.replace(made, delegation=found))])
-
-
-@pytest.mark.parametrize("odd", [math.nan, math.inf, -math.inf, 1e300, 1.1e15])
-def test_one_number_beyond_all_runs_is_refused(odd: float) -> None:
-    made = measurement(latency=msgspec.structs.replace(summarize([0.1] * 6), drift=odd))
-    with pytest.raises(InvalidInput, match=r"'onnx int8'|'out/onnx'"):
-        page([bundle(plain, made)])
-
-
-@pytest.mark.parametrize(
-    ("changes", "words"),
-    [
-        ({"load_s": float("nan")}, "no figure of a run"),
-        ({"peak_rss_bytes": 10**400}, "no figure of a run"),
-        ({"latency": msgspec.structs.replace(summarize([0.1]), times_s=())}, "needs times"),
-        ({"latency": msgspec.structs.replace(summarize([0.1]), p50_s=0.0)}, "a p50 above 0"),
-        ({"sustained": msgspec.structs.replace(metered().sustained, minute_1_p50_s=0.0)}, "first minute"),
-    ],
-)
-def test_figures_that_no_run_gives_are_refused(changes: dict[str, Any], words: str) -> None:
-    with pytest.raises(InvalidInput, match=words):
-        page([bundle(plain, measurement(**changes))])
-
-
 # Parts
 
 
@@ -386,57 +263,3 @@ def test_a_single_slow_call_does_not_squeeze_the_others() -> None:
     assert "1 calls lie beyond, the slowest at 5000.00 ms" in page(
         [bundle(plain, measurement(latency=latency, trials=()))]
     )
-
-
-# The command
-
-
-def saved(folder: Path) -> Path:
-    """A bundle on disk with real files, beside a measurement of it."""
-    from test_bundle import make
-
-    root = make(folder / "out" / "onnx")
-    (folder / "profile.json").write_text(measurement(artifact_sha256=None, bundle=str(root)).to_json())
-    return root
-
-
-def test_the_command_writes_one_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    saved(tmp_path)
-    target = tmp_path / "report.html"
-    arguments = ["report", str(tmp_path / "out"), "--measurement", str(tmp_path / "profile.json"), "-o", str(target)]
-    assert run([*arguments, "--json"]) == 0
-    told = json.loads(capsys.readouterr().out)
-    assert told == {"page": str(target), "bytes": target.stat().st_size, "bundles": [str(tmp_path / "out/onnx")],
-                    "measurements": 1}  # fmt: skip
-    said = Reader(target.read_text(encoding="utf-8")).said
-    assert "onnx fp32, profile.json" in said
-    assert run(arguments) == 2
-    assert "is there already" in capsys.readouterr().err
-    assert run([*arguments, "--force"]) == 0
-    assert "1 bundle(s) on one page" in capsys.readouterr().out
-
-
-def test_what_is_no_measurement_is_named(tmp_path: Path) -> None:
-    wrong = tmp_path / "profile.json"
-    with pytest.raises(InvalidInput, match=r"profile\.json.*edgekit profile OUT -o"):
-        read_measurement(wrong)
-    wrong.write_text('{"error": "BundleCorrupt"}')
-    with pytest.raises(InvalidInput, match="not a valid Measurement"):
-        read_measurement(wrong)
-    wrong.write_text(measurement().to_json().replace('"load_s": 0.21', '"load_s": NaN'))
-    with pytest.raises(InvalidInput, match="not valid JSON"):
-        read_measurement(wrong)
-
-
-@settings(max_examples=50)
-@given(st.binary(max_size=200))
-def test_a_damaged_measurement_is_an_error_with_a_sentence(noise: bytes) -> None:
-    whole = measurement().to_json().encode()
-    for text in (noise, whole[: len(noise) * 7] + noise):
-        with pytest.raises(InvalidInput):
-            Measurement.from_json(text)
-
-
-def test_a_folder_without_bundles_is_no_bundle(tmp_path: Path) -> None:
-    with pytest.raises(InvalidInput, match="is not a bundle"):
-        find_bundles([tmp_path])

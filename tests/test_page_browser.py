@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from pages import full, plain
-from test_page import HOSTILE
+from test_page_hostile import HOSTILE
 
 from edgekit.page.document import page
 

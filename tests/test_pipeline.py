@@ -13,10 +13,11 @@ import numpy as np
 import pytest
 import torch
 
-from edgekit.bundle import Bundle
+from edgekit.bundle import REPORT, Bundle
 from edgekit.drafting import ExportOptions, draft
 from edgekit.errors import GateMissed, InvalidInput, OutputExists, ParityFailed, PlanInfeasible, UnsupportedModel
 from edgekit.inference import answer, open_session, prepare
+from edgekit.page.document import page
 from edgekit.pipeline import export
 from edgekit.planning import Plan
 from edgekit.source import load
@@ -63,6 +64,20 @@ def test_the_artifact_holds_no_path_of_the_machine_that_exported(small_conv_bund
     assert b"edgekit.module" in content
     assert str(Path(torch.__file__).parents[1]).encode() not in content
     assert str(MODELS.parent).encode() not in content
+
+
+def test_the_page_beside_the_manifest_is_of_it_and_says_nothing_of_where_it_was_made(
+    bundle_copy: Path, small_conv_bundle: Bundle
+) -> None:
+    text = (bundle_copy / REPORT).read_text(encoding="utf-8")
+    made = Bundle.open(bundle_copy).manifest
+    assert text == page([Bundle(Path("out"), made)])
+    assert str(small_conv_bundle.path.parent) not in text
+    assert ".partial" not in text
+    (bundle_copy / REPORT).write_text("something else")
+    assert Bundle.open(bundle_copy).manifest == made  # the manifest does not vouch for it
+    (bundle_copy / REPORT).unlink()
+    assert verify(Bundle.open(bundle_copy)).ok
 
 
 def test_the_same_export_twice_gives_the_same_artifact(small_conv_bundle: Bundle, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from edgekit.benchmark import measure
-from edgekit.bundle import Bundle
+from edgekit.bundle import REPORT, Bundle
 from edgekit.errors import DeviceLost, EdgekitError, InvalidInput, ToolchainMissing, UnknownName
 from edgekit.place import HERE, LEAST_ASKED, Here, Worker, WorkerSession, open_at, place_at
 from edgekit.runtimes.remote import _facts, _parcel, _wheels, adb, ssh
@@ -171,6 +171,7 @@ def test_parcels_arrive_whole_under_their_hash(shell: Shell, store: Path, small_
     send(shell, parcels)
     assert sorted(path.name for path in store.iterdir()) == sorted(parcel.key for parcel in parcels)
     assert Bundle.open(store / parcels[0].key).manifest == small_conv_bundle.manifest
+    assert not (store / parcels[0].key / REPORT).exists()  # which is for people, and they are here
     assert (store / parcels[1].key / "deep/note.txt").read_bytes() == b"hello"
 
 

@@ -176,6 +176,8 @@ void answer(Job& job, const std::string& line) {
     std::vector<EValue> values = job.call(feeds);
     double after = seconds();
     std::cout << "{\"time_s\": " << after - before << ", \"outputs\": {" << shown(values, job.outputs) << "}}" << std::endl;
+  } else if (line.find("{\"op_threads\": ") == 0) {
+    std::cout << "{\"by\": \"the native runner\", \"reason\": \"it was built without ExecuTorch's event tracer\"}" << std::endl;
   } else if (line.find("{\"energy\": ") == 0) {
     std::cout << "{\"energy\": {\"provenance\": \"unavailable\", \"reason\": \"the native runner reads no meter\"}}" << std::endl;
   } else {

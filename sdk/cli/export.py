@@ -183,7 +183,7 @@ def _show_bundle(bundle: Bundle, json: bool) -> int:
     if json:
         show_json(found)
     else:
-        show_pairs(cells(found.rows[0]))
+        show_pairs([*cells(found.rows[0]), *_page_line(bundle.path)])
         say(f"\nNext:  {found.next_command}")
     warn(found.warnings)
     parity = bundle.manifest.parity
@@ -209,12 +209,20 @@ def _show_formats(found: Report, output: Path, json: bool) -> int:
             if r.delegation and (text := fallback_text(r.delegation))
         ]
         lines += [(failure.format, f"FAILED: {failure.message}") for failure in found.failures]
+        lines += _page_line(output)
         if len(found.rows) > 1:
             lines.append(("next", f"edgekit compare {shlex.quote(str(output))}/*"))
         if lines:
             show_pairs(lines)
     warn(found.warnings)
     return 1 if found.failures or any(r.parity and not r.parity.ok for r in found.rows) else 0
+
+
+def _page_line(folder: Path) -> list[tuple[str, str]]:
+    """Where the report page is, if it could be written."""
+    from edgekit.bundle import REPORT
+
+    return [("report", str(folder / REPORT))] if (folder / REPORT).is_file() else []
 
 
 def _next(bundle: Bundle) -> str:

@@ -15,9 +15,13 @@ from edgekit.errors import GateMissed, InvalidInput
 
 if TYPE_CHECKING:
     from edgekit.measurement import Comparison, Measurement
+    from edgekit.op_profile import OpProfile
 
 INTERRUPTED = 130
+SHOWN_OPS = 10
 Trials = Annotated[int, typer.Option("--trials", help="Trials, each in new processes where these start quickly.")]
+Save = Annotated[Path | None, typer.Option("--output", "-o", help="Write the JSON document here too.")]
+Force = Annotated[bool, typer.Option("--force", help="Replace the file at -o.")]
 
 
 @given.verb("profile", "edgekit profile out -d ssh:pi@raspberrypi.local -o pi.json\n\nNext:  edgekit compare out other")
@@ -30,8 +34,9 @@ def profile(
         str | None, typer.Option("--sustained", help="Call without a pause for 90s, 10m or 1h; Ctrl-C ends it early.")
     ] = None,
     aa: Annotated[bool, typer.Option("--aa", help="Also compare the bundle with itself; fails unless 1 fits.")] = False,
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="Write the JSON document here too.")] = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace the file at -o.")] = False,
+    ops: Annotated[bool, typer.Option("--ops", help="Also time each op, by the runtime's own profiler.")] = False,
+    output: Save = None,
+    force: Force = False,
     max_latency_ms: Annotated[
         float | None, typer.Option("--max-latency-ms", help="Fail when p50 is above; of the end, when --sustained.")
     ] = None,
@@ -46,7 +51,7 @@ def profile(
 ) -> int:
     """Measure a bundle, here or on a board: load, first run, steady latency, memory, joules, the machine's state."""
     from edgekit.benchmark import compare as compare_bundles
-    from edgekit.benchmark import control, energy_of, measure
+    from edgekit.benchmark import control, energy_of, measure, ops_of
     from edgekit.meters import energy_request
     from edgekit.place import place_at
     from edgekit.report_measurement import measurement_cells
@@ -62,6 +67,7 @@ def profile(
         joules = None
         if asked.mode != "off":
             joules = energy_of(bundle, asked, threads=threads, place=place, progress=step)
+        by_op = ops_of(bundle, threads=threads, place=place, progress=step) if ops else None
         if sustained is None:
             measured = measure(bundle, threads=threads, calls=calls, trials=trials, place=place, progress=step)
         else:
@@ -71,6 +77,7 @@ def profile(
         if aa:
             itself = compare_bundles([bundle, bundle], threads=threads, place=place, progress=step)[0]
             measured = msgspec.structs.replace(measured, control=control(itself))
+        measured = msgspec.structs.replace(measured, ops=by_op)
         if joules:
             measured = msgspec.structs.replace(measured, **msgspec.structs.asdict(joules))
     if output:
@@ -81,6 +88,8 @@ def profile(
         show_json(measured)
     else:
         show_pairs(measurement_cells(measured))
+        if by_op and by_op.ops:
+            _show_ops(by_op)
     missed = _missed(measured, max_latency_ms, max_memory_mb)
     for miss in missed:
         print(f"error: {miss}", file=sys.stderr)
@@ -97,6 +106,8 @@ def compare(
     trials: Trials = 5,
     rounds: Annotated[int, typer.Option("--rounds", help="Alternating rounds of ten calls in each trial.")] = 6,
     aa: Annotated[bool, typer.Option("--aa", help="Compare the first with itself too; fails unless 1 fits.")] = False,
+    output: Save = None,
+    force: Force = False,
     device: given.Place = None,
     time_limit: given.TimeLimit = 900,
     offline_wheels: given.OfflineWheels = None,
@@ -109,6 +120,8 @@ def compare(
     from edgekit.place import place_at
     from edgekit.report_measurement import control_text
 
+    if output:
+        check_file(output, force)
     given_twice = [bundles[0], *bundles] if aa else bundles
     with (
         progress(quiet) as step,
@@ -116,6 +129,8 @@ def compare(
     ):
         found = compare_bundles(given_twice, threads=threads, trials=trials, rounds=rounds, place=place, progress=step)
     itself = control(found[0]) if aa else None
+    if output:
+        save_json(output, found)
     if json:
         show_json(found)
     else:
@@ -144,6 +159,14 @@ def _missed(measured: Measurement, max_latency_ms: float | None, max_memory_mb: 
         if most is not None and value > most
     ]
     return missed + ([f"A/A control {control_text(control)}"] if control and not control.holds else [])
+
+
+def _show_ops(profile: OpProfile) -> None:
+    from edgekit.report_ops import op_table, type_table
+
+    for table in (type_table(profile, SHOWN_OPS), op_table(profile, SHOWN_OPS)):
+        say("")
+        show_table(*table)
 
 
 def _show_comparisons(found: list[Comparison]) -> None:

@@ -17,14 +17,13 @@ from rich.table import Table
 
 from edgekit.errors import OutputExists
 from edgekit.folder import write_errors
-from edgekit.types import Value
 
 PIPE_COLUMNS = 200
 
 
 def show_json(value: Any) -> None:
     """Print one JSON document."""
-    print(msgspec.json.format(msgspec.json.encode(value), indent=2).decode())
+    print(_document(value))
 
 
 def show_pairs(pairs: Sequence[tuple[str, str]]) -> None:
@@ -117,9 +116,9 @@ def check_file(path: Path, force: bool) -> None:
         raise OutputExists(f"'{path}' is there already: choose another -o, or replace it with --force")
 
 
-def save_json(path: Path, value: Value) -> None:
+def save_json(path: Path, value: Any) -> None:
     """Write one JSON document."""
-    save_text(path, value.to_json() + "\n")
+    save_text(path, _document(value) + "\n")
 
 
 def save_text(path: Path, text: str) -> None:
@@ -131,6 +130,10 @@ def save_text(path: Path, text: str) -> None:
             partial.replace(path)
         finally:
             partial.unlink(missing_ok=True)
+
+
+def _document(value: Any) -> str:
+    return msgspec.json.format(msgspec.json.encode(value), indent=2).decode()
 
 
 def _console() -> Console:

@@ -15,7 +15,6 @@ from edgekit.page.markup import Html, escape, join, tag
 BINS = 40
 DOTS = 400  # more calls than these are drawn as a band from fastest to slowest with the median in it
 TAIL = 4.0  # interquartile ranges above the median that an axis shows where no percentile asks for more
-SERIES = 6  # colours
 MOST_TRIALS = 60  # that are parted by lines
 HEIGHT, FLOOR = 200, 165  # of a chart, and of the axis below it
 TOP, UNDER_LABELS = 22, 50  # where data begins, also where the names of percentiles stand above it
@@ -94,31 +93,29 @@ def intervals(rows: Sequence[tuple[str, Latency]]) -> Html:
     most = max(interval.high if interval else value for _, points in found for _, value, interval in points)
     across, shapes, y = axis(0, 1e3 * most, LEFT / 4, RIGHT), [], 4.0
     for label, points in found:
-        shapes.append(tag("text", label if len(label) < 50 else f"{label[:47]}…", x=LEFT / 4, y=y + 10))
+        shapes.append(tag("text", shortened(label), x=LEFT / 4, y=y + 10))
         shapes += [
-            _point(across, y + 20, key, 1e3 * value, interval) for key, (_, value, interval) in enumerate(points)
+            _point(across, y + 20, key, 1e3 * value, _in_ms(interval))
+            for key, (_, value, interval) in enumerate(points)
         ]
         y += 32
     said = "; ".join(f"{label}: {_percentile_text(latency)}" for label, latency in rows)
     chart = drawing(said, y + 34, *shapes, below(across, y + 2, "ms"))
-    return join([chart, _keys([name for name, _, _ in max((points for _, points in found), key=len)])])
+    return join([chart, keys([name for name, _, _ in max((points for _, points in found), key=len)])])
 
 
-def shares(parts: Sequence[tuple[str, float]], what: str) -> Html:
-    """One bar whose parts are shares of a whole, the largest first."""
-    ordered = sorted(((name, max(0.0, size)) for name, size in parts), key=lambda part: (-part[1], part[0]))
-    named, rest = ordered[: SERIES - 1], ordered[SERIES - 1 :]
-    if rest:
-        named.append((rest[0][0] if len(rest) == 1 else f"{len(rest)} more", sum(size for _, size in rest)))
-    whole = sum(size for _, size in named) or 1.0
-    x, shapes = 0.0, []
-    for at, (_, size) in enumerate(named):
-        wide = WIDTH * size / whole
-        shapes.append(tag("rect", x=x, y=0, width=wide, height=18, class_=f"part{at}"))
-        x += wide
-    texts = [f"{name} {_percent(size / whole)}" for name, size in named]
-    bar = drawing(f"{what}: {', '.join(texts)}", 18, *shapes, stretch=True)
-    return tag("div", bar, _keys(texts), class_="shares")
+def ratios(rows: Sequence[tuple[str, float, Interval]]) -> Html:
+    """Ratios of times with their intervals on one axis, and a line at 1, where two bundles are equally fast."""
+    ends = [1.0, *(end for _, ratio, found in rows for end in (ratio, found.low, found.high))]
+    across, shapes, y = axis(min(0.9, *ends), max(1.1, *ends), LEFT / 4, RIGHT), [], 4.0
+    bottom = y + 32 * len(rows)
+    shapes.append(tag("path", d=f"M{across.at(1):.1f} {y:.1f}V{bottom:.1f}", class_="border"))
+    for label, ratio, found in rows:
+        shapes.append(tag("text", shortened(label), x=across.start, y=y + 10, class_="label"))
+        shapes.append(_point(across, y + 20, 0, ratio, found))
+        y += 32
+    said = [f"{label}: {ratio:.3f} ({found.low:.3f} to {found.high:.3f})" for label, ratio, found in rows]
+    return drawing(f"Ratios of times: {'; '.join(said)}", y + 34, *shapes, below(across, y + 2, "times as long"))
 
 
 def drawing(alt: str, height: float, *shapes: str, stretch: bool = False) -> Html:
@@ -126,6 +123,17 @@ def drawing(alt: str, height: float, *shapes: str, stretch: bool = False) -> Htm
     aspect = "none" if stretch else None
     box = f"0 0 {WIDTH} {height:.0f}"
     return tag("svg", *shapes, viewBox=box, preserveAspectRatio=aspect, role="img", aria_label=escape(alt))
+
+
+def keys(texts: Iterable[str]) -> Html:
+    """What each colour stands for."""
+    keys = [tag("li", tag("span", class_=f"key part{at}"), text) for at, text in enumerate(texts)]
+    return tag("ul", *keys, class_="keys")
+
+
+def shortened(name: str, most: int = 50) -> str:
+    """A name that fits into a drawing."""
+    return name if len(name) <= most else f"{name[: most - 1]}…"
 
 
 def percentiles(latency: Latency) -> list[tuple[str, float, Interval | None]]:
@@ -169,11 +177,15 @@ def _percentile_line(across: Axis, y: float, name: str, value: float, interval: 
     return tag("g", *band, tag("path", d=f"M{x:.1f} {y - 7:.1f}V{FLOOR}", class_="mark"), label)
 
 
+def _in_ms(interval: Interval | None) -> Interval | None:
+    return interval and Interval(low=1e3 * interval.low, high=1e3 * interval.high)
+
+
 def _point(across: Axis, y: float, key: int, value: float, interval: Interval | None) -> Html:
     point = tag("circle", cx=across.at(value), cy=y, r=4, class_=f"part{key}")
     if interval is None:
         return point
-    ends = (across.at(1e3 * interval.low), across.at(1e3 * interval.high))
+    ends = (across.at(interval.low), across.at(interval.high))
     return join([tag("path", d=f"M{ends[0]:.1f} {y:.1f}H{ends[1]:.1f}", class_="whisker"), point])
 
 
@@ -201,16 +213,6 @@ def _band(times: Sequence[float], across: Axis, up: Axis) -> list[Html]:
         tag("polyline", points=middle, class_="line"),
         tag("path", d=beyond, class_="dots beyond"),
     ]
-
-
-def _keys(texts: Iterable[str]) -> Html:
-    """What each colour stands for."""
-    keys = [tag("li", tag("span", class_=f"key part{at}"), text) for at, text in enumerate(texts)]
-    return tag("ul", *keys, class_="keys")
-
-
-def _percent(share: float) -> str:
-    return "under 0.1%" if 0 < share < 0.001 else f"{share:.1%}"
 
 
 def _number_of_calls(latency: Latency) -> str:

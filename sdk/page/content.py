@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from edgekit.page.charts import shares
+from edgekit.page.bars import shares
 from edgekit.page.markup import Html, bullets, folded, join, pairs, table, tag
 from edgekit.page.overview import machine_text
 from edgekit.page.subjects import Subject

@@ -8,29 +8,37 @@ from collections.abc import Sequence
 from importlib import resources
 
 from edgekit.bundle import Bundle
-from edgekit.measurement import Measurement
+from edgekit.measurement import Comparison, Measurement
 from edgekit.page.accuracy import accuracy
 from edgekit.page.content import content
 from edgekit.page.environment import environment
 from edgekit.page.joules import joules
 from edgekit.page.markup import Html, join, tag
+from edgekit.page.ops import ops
 from edgekit.page.overview import heading, overview, provenance
 from edgekit.page.placement import placement
 from edgekit.page.speed import speed
-from edgekit.page.subjects import subjects
+from edgekit.page.subjects import check_comparisons, subjects
+from edgekit.page.versus import versus
 
 
-def page(bundles: Sequence[Bundle], measurements: Sequence[tuple[str, Measurement]] = ()) -> str:
-    """One HTML document about bundles and further measurements, each with the name of its file.
+def page(
+    bundles: Sequence[Bundle],
+    measurements: Sequence[tuple[str, Measurement]] = (),
+    compared: Sequence[tuple[str, Comparison]] = (),
+) -> str:
+    """One HTML document about bundles, further measurements and comparisons, these with the names of their files.
 
     The same input gives the same text. Raises `InvalidInput` for figures that no run gives.
     """
     shown, strays = subjects(bundles, measurements)
+    check_comparisons(compared)
     runs = [run for subject in shown for run in subject.runs] + strays
     sections = [
         ("overview", "Overview", overview(shown)),
         ("accuracy", "Parity", accuracy(shown)),
-        ("speed", "Latency", speed(runs)),
+        ("speed", "Latency", join([versus(compared), speed(runs)])),
+        ("ops", "Time by op", ops(runs)),
         ("energy", "Energy", joules(runs)),
         ("placement", "Where ops run", placement(shown)),
         ("content", "Sizes and memory", content(shown)),

@@ -32,10 +32,13 @@ def heading(subjects: Sequence[Subject], strays: Sequence[Run]) -> Html:
 def overview(subjects: Sequence[Subject]) -> Html:
     """One card for each bundle; several also side by side in a table, and what the export warned of."""
     cards = tag("div", *map(_card, subjects), class_="cards")
+    said: dict[str, list[str]] = {}
+    for subject in subjects:
+        for warning in dict.fromkeys(subject.manifest.warnings):
+            said.setdefault(warning, []).append(subject.label)
     warnings = [
-        warning if len(subjects) == 1 else f"{subject.label}: {warning}"
-        for subject in subjects
-        for warning in subject.manifest.warnings
+        warning if len(labels) == len(subjects) else f"{', '.join(labels)}: {warning}"
+        for warning, labels in said.items()
     ]
     side_by_side = _side_by_side(subjects) if len(subjects) > 1 else NOTHING
     notes = tag("div", tag("h3", "Warnings"), bullets(warnings), class_="warnings") if warnings else NOTHING

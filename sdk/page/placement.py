@@ -6,16 +6,14 @@ from collections import Counter
 from collections.abc import Sequence
 
 from edgekit.bundle import Delegation
-from edgekit.page.charts import shares
+from edgekit.page.bars import shares
 from edgekit.page.markup import NOTHING, Html, bullets, folded, join, pairs, table, tag
 from edgekit.page.subjects import Subject
-
-NO_TIMES = "Time by op is not recorded in a bundle; the share that layout copies take is, where the runtime tells."
 
 
 def placement(subjects: Sequence[Subject]) -> Html:
     """Ops by unit, layout copies, float islands and fallbacks of each bundle."""
-    return join([*map(_of, subjects), tag("p", NO_TIMES, class_="note")])
+    return join(map(_of, subjects))
 
 
 def _of(subject: Subject) -> Html:

@@ -10,7 +10,7 @@ from edgekit.page.markup import NOTHING, Html, bullets, folded, join, pairs, tab
 from edgekit.page.overview import machine_text, where_text
 from edgekit.page.subjects import Run
 from edgekit.report import latency_text, milliseconds
-from edgekit.report_measurement import control_text, measurement_cells
+from edgekit.report_measurement import control_text, measurement_cells, sustained_text
 from edgekit.throttle import THROTTLING_DRIFT
 
 
@@ -51,7 +51,7 @@ def _one(run: Run) -> Html:
     measured = run.measured
     parts = [_charts(measured.latency, "Time of a call", measured.trials)]
     if measured.sustained:
-        told = f"Without a pause for {measured.sustained.lasted_s:.0f} s: the median of each minute."
+        told = f"Median of each minute, without a pause: {sustained_text(measured.sustained)}."
         parts.append(tag("div", tag("figure", minutes(measured.sustained), tag("figcaption", told)), class_="figures"))
     if measured.generation:
         told = f"{measured.generation.texts} texts after a prompt of {measured.generation.prompt_tokens} tokens."

@@ -11,7 +11,7 @@ import msgspec
 
 from edgekit.bundle import MANIFEST, MAX_MANIFEST_BYTES, Bundle, Manifest
 from edgekit.errors import InvalidInput
-from edgekit.measurement import Measurement
+from edgekit.measurement import Comparison, Measurement
 from edgekit.report import Row, row
 
 MOST = 1e15  # of any figure: seconds, bytes and joules of a real run stay far below
@@ -34,8 +34,8 @@ class Run:
 
     @property
     def emulated(self) -> bool:
-        """Whether the times are an emulator's, and say nothing of the board."""
-        return self.measured.before.emulated or self.measured.after.emulated
+        """As of the measurement."""
+        return self.measured.emulated
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,16 +57,29 @@ def find_bundles(paths: Sequence[Path]) -> list[Bundle]:
     return found
 
 
-def read_measurement(path: Path) -> Measurement:
-    """A document of `edgekit profile --json` or `-o`. Raises `InvalidInput` that names the file."""
+def read_results(path: Path) -> Measurement | tuple[Comparison, ...]:
+    """What `edgekit profile -o` or `edgekit compare -o` wrote. Raises `InvalidInput` that names the file."""
     try:
         if path.stat().st_size > MAX_MANIFEST_BYTES:
             raise InvalidInput(f"more than {MAX_MANIFEST_BYTES} bytes")
-        return Measurement.from_json(path.read_bytes())
-    except (OSError, InvalidInput) as error:
+        content = path.read_bytes()
+        if not content.lstrip().startswith(b"["):
+            return Measurement.from_json(content)
+        return msgspec.json.decode(content, type=tuple[Comparison, ...])
+    except (OSError, InvalidInput, msgspec.DecodeError, UnicodeError, RecursionError) as error:
         raise InvalidInput(
-            f"'{path}' is no measurement: {error}. Make one with: edgekit profile OUT -o {path}"
+            f"'{path}' is no measurement: {error}. Make one with: edgekit profile OUT -o {path}, or several with: "
+            f"edgekit compare OUT OTHER -o {path}"
         ) from error
+
+
+def check_comparisons(compared: Sequence[tuple[str, Comparison]]) -> None:
+    """Raise `InvalidInput` for a comparison with figures that no run gives."""
+    for file, each in compared:
+        where = f"{file} of '{each.b.bundle}'"
+        _check(where, msgspec.to_builtins(each))
+        if not (each.ratio > 0 and each.ratio_ci.low <= each.ratio_ci.high):
+            raise InvalidInput(f"{where}: a ratio is above 0, and its interval ends above its beginning")
 
 
 def subjects(

@@ -13,7 +13,7 @@ from edgekit import registry
 from edgekit.bundle import Bundle, record_file
 from edgekit.drafting import ExportOptions
 from edgekit.errors import BundleCorrupt, InvalidInput
-from edgekit.inference import RUNTIMES, open_session
+from edgekit.inference import RUNTIMES, open_session, time_ops
 from edgekit.pipeline import export
 from edgekit.processing import Arrays
 
@@ -111,3 +111,20 @@ def test_delegation_counts_every_op_on_some_unit(bundle: Bundle, feeds: Arrays) 
     found = registry.load(RUNTIMES, bundle.artifact.runtime).delegation(bundle, feeds)
     assert found.units
     assert all(count > 0 for ops in found.units.values() for count in ops.values())
+
+
+def test_each_op_has_a_time_and_they_are_no_more_than_the_call(bundle: Bundle, feeds: Arrays) -> None:
+    found = time_ops(bundle, feeds)
+    if bundle.artifact.runtime == "litert":  # its clock counts microseconds, and these ops are shorter
+        assert found.reason in {None, "each op took less time than its clock tells apart"}
+        return
+    assert found.reason is None, found.reason
+    assert found.plain_s is not None
+    assert found.watched_s is not None
+    assert found.inferences >= 5
+    assert {op.unit for op in found.ops} <= {"cpu", "xnnpack", "portable"}
+    assert all(op.seconds >= 0 and op.calls >= 1 for op in found.ops)
+    assert sum(op.share for op in found.ops) == pytest.approx(1)
+    assert found.ops_s < 20 * found.watched_s  # of the right unit; medians of a busy machine may add up to more
+    [lookup] = [op for op in found.ops if op.op in {"Gather", "aten.embedding"}]
+    assert lookup.module == "table"

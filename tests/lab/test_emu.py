@@ -47,6 +47,7 @@ def test_a_bundle_answers_and_is_timed_as_on_this_machine(
                 step = np.ptp(here) / 64 if precision == "int8" else 0  # one step of the last int8 layer's input
                 np.testing.assert_allclose(answers[name], here, rtol=1e-4, atol=1e-5 + step)
             assert 0 < seconds < 10
+        ops = worker.ops(1)
         measured = measurement(bundle, 1, [finish(worker, (0, True), (worker.times(7),))])
     assert len(measured.latency.times_s) == 7
     assert min(measured.latency.times_s) > 0
@@ -54,6 +55,8 @@ def test_a_bundle_answers_and_is_timed_as_on_this_machine(
     assert measured.before.emulated
     assert measured.after.emulated
     assert measured.peak_rss_bytes > 1e6
+    assert bool(ops.ops) is (format != "executorch")  # whose native runner has no profiler
+    assert ops.reason is None or ops.by == "the native runner"
 
 
 @pytest.fixture(scope="module")
