@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 MODULE = b"edgekit.module"
+ITSELF = "forward"  # what the path of the model itself, which is empty, is shown as
 GRAPH, NODE, NAME, METADATA, KEY, VALUE = 7, 1, 3, 9, 1, 2
 VARINT, EIGHT, LENGTH, FOUR = 0, 1, 2, 5  # wire types
 
@@ -35,8 +36,8 @@ def _modules(data: memoryview) -> Iterator[tuple[str, str]]:
             names = [bytes(data[a:b]) for a, b in _fields(data, *node, NAME)]
             for entry in _fields(data, *node, METADATA):
                 key, value = ([bytes(data[a:b]) for a, b in _fields(data, *entry, field)] for field in (KEY, VALUE))
-                if names and value and value[0] and key == [MODULE]:
-                    yield names[0].decode(errors="replace"), value[0].decode(errors="replace")
+                if names and value and key == [MODULE]:
+                    yield names[0].decode(errors="replace"), value[0].decode(errors="replace") or ITSELF
 
 
 def _fields(data: memoryview, at: int, end: int, wanted: int) -> Iterator[tuple[int, int]]:

@@ -9,8 +9,11 @@ from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 
+import msgspec
+
 from edgekit.bundle import Bundle
 from edgekit.energy import NO_METER
+from edgekit.energy_ratio import energy_ratio
 from edgekit.errors import InvalidInput
 from edgekit.inference import sample_source
 from edgekit.intervals import LEAST_TRIALS, mean_interval
@@ -157,6 +160,26 @@ def compare(
                 ratios[index] += [trial_ratio(trial[0], trial[index]) for trial in times]
     measured = [measurement(bundle, threads, mine) for bundle, mine in zip(found, runs, strict=True)]
     return [_comparison(measured[0], b, mine, rounds) for b, mine in zip(measured[1:], ratios[1:], strict=True)]
+
+
+def with_energy(
+    found: Sequence[Comparison],
+    request: EnergyRequest,
+    *,
+    place: Place = HERE,
+    progress: Callable[[str], None] = lambda step: None,
+) -> list[Comparison]:
+    """The same comparisons with the joules of each bundle, one window for each. Raises `MeterMissing`."""
+
+    def counted(measured: Measurement) -> Measurement:
+        figures = energy_of(measured.bundle, request, threads=measured.threads, place=place, progress=progress)
+        return msgspec.structs.replace(measured, **msgspec.structs.asdict(figures))
+
+    a, others = counted(found[0].a), [counted(pair.b) for pair in found]
+    return [
+        msgspec.structs.replace(pair, a=a, b=b, energy=energy_ratio(a.bundle, a.energy, b.bundle, b.energy))
+        for pair, b in zip(found, others, strict=True)
+    ]
 
 
 def control(found: Comparison) -> Control:

@@ -9,7 +9,8 @@ import msgspec
 import numpy as np
 
 from edgekit.bandwidth import Bandwidth, CopyRate
-from edgekit.energy import Energy
+from edgekit.energy import NO_METER, Energy
+from edgekit.intervals import Interval
 from edgekit.measurement import HostState
 from edgekit.profile import (
     MOST_FRACTION,
@@ -26,6 +27,7 @@ from edgekit.types import DType, Value
 
 CACHE_SHARE = 0.75  # of a cache, the part that copies may take to be sure to fit
 DIGITS = 4  # that a measured figure is written with
+UNSTEADY = 0.1  # width of a time's interval, of the time, from which it is named
 LEAST_BUSY = 0.1  # of a call's time, where the overheads seem to be more than the rest
 Curve = dict[float, float]  # ops of one kernel -> operations per second
 
@@ -38,7 +40,8 @@ class Sample(Value, frozen=True, kw_only=True):
     op_class: OpClass
     ops: float  # of one kernel
     kernels: int
-    call_s: float  # the median of the quietest round
+    call_s: float
+    call_ci_s: Interval
 
 
 class Observed(Value, frozen=True, kw_only=True):
@@ -49,10 +52,20 @@ class Observed(Value, frozen=True, kw_only=True):
     threads: int
     host: HostState
     bandwidth: Bandwidth
-    idle: Energy | None = None  # None: nothing measures
+    energy: Energy = NO_METER  # of calls in a row of one model, and of the time around them
     chains: tuple[Sample, ...]  # of ops with next to nothing to compute
     samples: tuple[Sample, ...]
-    skipped: tuple[str, ...] = ()  # models that the runtime's exporter cannot write, and why
+    skipped: tuple[str, ...] = ()  # what could not be measured, and why
+
+    @property
+    def unsteady(self) -> tuple[str, ...]:
+        """Models whose times did not settle before theirs was up, with the interval they were left at."""
+        return tuple(
+            f"{each.name}, {each.dtype}: {1e6 * found.low:.4g} to {1e6 * found.high:.4g} us"
+            for each in (*self.chains, *self.samples)
+            for found in [each.call_ci_s]
+            if found.high - found.low > UNSTEADY * found.low
+        )
 
 
 def calibrated(device: DeviceProfile, unit: ComputeUnit, found: Observed) -> DeviceProfile:
@@ -81,7 +94,7 @@ def calibrated(device: DeviceProfile, unit: ComputeUnit, found: Observed) -> Dev
         device,
         unit=tuple(changed if each is unit else each for each in device.unit),
         memory=with_bandwidth(device.memory, found.bandwidth, key),
-        power=_with_idle(device.power, found.idle, key),
+        power=_with_watts(device.power, found, key),
         calibration=(*(old for old in device.calibration if _stands(old, made, unit, peaks)), made),
         sources={**device.sources, key: source},
     )
@@ -152,13 +165,21 @@ def _rated(level: Memory, rate: CopyRate | None, found: Bandwidth, source: str) 
     return msgspec.structs.replace(level, sustained_bytes_per_s=_measured(rate.bytes_per_s, source, note))
 
 
-def _with_idle(power: Power | None, idle: Energy | None, source: str) -> Power | None:
-    """Watts of the waiting machine; a meter may see less than the profile's scope, so the figure says what it sees."""
-    if idle is None or not idle.idle_w:
+def _with_watts(power: Power | None, found: Observed, source: str) -> Power | None:
+    """Watts of the waiting and of the working machine; figures of another scope than the meter's go."""
+    energy = found.energy
+    if not (energy.idle_w and energy.gross_j and energy.window_s):
         return power
-    seen = ", ".join(idle.covers)
-    measured = _measured(idle.idle_w, source, f"meter {idle.meter}, which sees {seen}")
-    return msgspec.structs.replace(power or Power(scope=seen), idle_w=measured)
+    seen = ", ".join(energy.covers)
+    active_w = energy.gross_j * energy.iterations / energy.window_s
+    note = f"meter {energy.meter} [{energy.provenance}]"
+    return Power(
+        scope=seen,
+        idle_w=_measured(energy.idle_w, source, note),
+        active_w=_measured(active_w, source, f"{note}, {found.threads} thread(s) at work"),
+        active_threads=found.threads,
+        budget_w=power.budget_w if power and power.scope == seen else None,
+    )
 
 
 def _peak(unit: ComputeUnit, dtype: DType, curves: dict[OpClass, Curve], note: str, source: str) -> Number:

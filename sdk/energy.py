@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Literal, Protocol
 
@@ -27,7 +27,7 @@ Provenance = Literal[  # from the most to the least trusted
     "modelled.analytical",
     "unavailable",
 ]
-LEAST_UPDATES = 20  # of a counter within a window, below which its edges carry too much of the result
+LEAST_UPDATES = 20  # of a counter within a window, below which its edges carry too much and there is no figure
 IDLE_DRIFT = 0.1  # of the power that the work adds: beyond it no baseline can be taken off
 
 
@@ -79,6 +79,9 @@ class Snapshot(Value, frozen=True, kw_only=True):
     updates: int | None = None  # samples taken so far, where the counter knows
 
 
+Load = Callable[[int], object]  # keeps the device at work until this nanosecond of the monotonic clock
+
+
 class Counter(Protocol):
     """An open meter."""
 
@@ -88,6 +91,10 @@ class Counter(Protocol):
 
     def read(self) -> Snapshot:
         """The state now. Raises `EdgekitError` when the device is gone."""
+
+    def mark(self, load: Load) -> None:
+        """Make a pattern of load and rest, for a meter that must find this moment in a recording: before and after."""
+        return
 
     def settle(self, taken: Sequence[Snapshot]) -> tuple[Snapshot, ...]:
         """The same snapshots with joules, for a meter that learns them only after the run."""
@@ -168,11 +175,12 @@ def reading(info: MeterInfo, window: Window) -> Energy:
     if joules < info.resolution_j:
         said = f"the counter did not move in {seconds:.3g} s: a longer window is needed"
         return _nothing(found, "below_resolution", said)
+    if seen < LEAST_UPDATES:
+        said = f"the counter moved {seen} times in {seconds:.3g} s, and a figure needs {LEAST_UPDATES}"
+        return _nothing(found, "few_updates", f"{said}: a longer window is needed")
     flags = [*found.flags]
     if info.gain_uncertainty is None:
         flags.append("gain_unknown")
-    if seen < LEAST_UPDATES:
-        flags.append("few_updates")
     gross, each_s = joules / found.iterations, seconds / found.iterations
     u_gross = math.hypot(info.gain_uncertainty or 0.0, _edge(window.edge_s, seconds), _trial_spread(info, window))
     found = msgspec.structs.replace(found, gross_j=gross, u_rel=u_gross, flags=tuple(flags))

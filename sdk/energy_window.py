@@ -1,24 +1,31 @@
 """Windows of energy: the same edges for every meter.
 
 An edge is: the device is done, then the clock, then the meter. A window is long enough that the meter's period hardly
-counts, and where a counter's steps can be seen, work goes on until one, so that the edge lies on it.
+counts, and where a counter's steps can be seen, work goes on until one, so that the edge lies on it. Where the counter
+moved less often than its period says, the work is done again for longer.
 """
 
 from __future__ import annotations
 
+import hashlib
 import math
+import os
 import statistics
+import threading
 import time
 from collections.abc import Callable
 
 import msgspec
 
-from edgekit.energy import Counter, Energy, Meter, MeterInfo, Snapshot, Window, reading
+from edgekit.energy import LEAST_UPDATES as REFUSED_BELOW
+from edgekit.energy import Counter, Energy, Load, Meter, MeterInfo, Snapshot, Window, reading
 
 TRIALS = 5
 LEAST_S, LEAST_UPDATES, LEAST_CALLS = 2.0, 50, 10  # of a window
+MOST_LONGER = 10.0  # times a window, for a counter that moves less often than it says
 IDLE_S = 10.0
 CALIBRATION_S = 0.2
+LOAD_S = 0.02  # of calls between two looks at the clock
 ROUND_S, ROUNDS = 0.5, 3  # of calls with and without the sampler
 NOTABLE_OVERHEAD = 0.02
 
@@ -50,10 +57,14 @@ def take_window(
 ) -> Window:
     """The snapshots of a window around calls that take about `each_s` seconds, of `least_s` seconds or more."""
     window_s = max(LEAST_UPDATES * counter.info.update_period_s, least_s, LEAST_CALLS * each_s)
-    edges = _Edges(counter, run, sync, each_s)
+    edges, load = _Edges(counter, run, sync, each_s), calls_until(run, each_s)
+    counter.mark(load)
     idle = [edges.idle(max(idle_s, window_s))] if idle_s else []
     marks, calls = edges.trials(window_s)
+    if (seen := _updates(marks)) is not None and seen < REFUSED_BELOW:
+        marks, calls = edges.trials(window_s * min(MOST_LONGER, LEAST_UPDATES / max(1, seen)))
     idle += [edges.idle(max(idle_s, window_s))] if idle_s else []
+    counter.mark(load)
     taken = counter.settle([*marks, *(end for stretch in idle for end in stretch)])
     ends = taken[len(marks) :]
     return Window(
@@ -62,6 +73,38 @@ def take_window(
         idle=tuple((ends[k], ends[k + 1]) for k in range(0, len(ends), 2)),
         edge_s=edges.step_s if edges.aligned else counter.info.update_period_s,
     )
+
+
+def calls_until(run: Run, each_s: float) -> Load:
+    """Keep a device at work with calls of `each_s` seconds."""
+    few = max(1, int(LOAD_S / each_s))
+
+    def load(until_ns: int) -> None:
+        while time.monotonic_ns() < until_ns:
+            run(few)
+
+    return load
+
+
+def all_cores(until_ns: int) -> None:
+    """Keep every core of this machine at work."""
+    threads = [threading.Thread(target=_burn, args=(until_ns,)) for _ in range(os.cpu_count() or 1)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+
+def _burn(until_ns: int) -> None:
+    block = bytes(1 << 20)
+    while time.monotonic_ns() < until_ns:
+        hashlib.sha256(block)  # lets go of the interpreter's lock
+
+
+def _updates(marks: list[Snapshot]) -> int | None:
+    """How often the counter moved; None where it does not know."""
+    first, last = marks[0].updates, marks[-1].updates
+    return None if first is None or last is None else last - first
 
 
 class _Edges:

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 from edgekit.energy import Energy
+from edgekit.energy_ratio import EnergyRatio
 from edgekit.intervals import LEAST_TRIALS, Interval, mean_interval, percentile, quantile_interval
 from edgekit.op_profile import OpProfile
 from edgekit.types import Value
@@ -87,6 +88,9 @@ class Sustained(Value, frozen=True, kw_only=True):
     minute_1_p50_s: float
     final_p50_s: float
     minutes_p50_s: tuple[float, ...]  # one for each minute that was begun
+    joules: float | None = None  # over the run, all that the meter covers; None: nothing measured, `energy` says why
+    minute_1_w: float | None = None  # mean power in the first `window_s`; None: too few updates of the meter in it
+    final_w: float | None = None  # in the last
 
 
 class Control(Value, frozen=True, kw_only=True):
@@ -145,6 +149,7 @@ class Comparison(Value, frozen=True, kw_only=True):
     trial_ratios: tuple[float, ...]  # of each trial the median over its rounds of p50(B) / p50(A)
     rounds: int  # in each trial
     verdict: str
+    energy: EnergyRatio | None = None  # where it was asked for
 
 
 class AgainstFloat(Value, frozen=True, kw_only=True):

@@ -6,7 +6,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING
 
 from edgekit.energy import Counter, Energy, Meter, Snapshot, Window, reading
-from edgekit.energy_window import Run, Sync, measure_energy, nothing
+from edgekit.energy_window import Run, Sync, all_cores, measure_energy, nothing
 from edgekit.errors import InvalidInput, MeterMissing
 from edgekit.host import host_state
 from edgekit.meters import EnergyRequest, choose, models, parse_meter
@@ -27,9 +27,7 @@ class EnergyFigures(Value, frozen=True, kw_only=True):
 def energy_figures(request: EnergyRequest, unit: str, run: Run) -> EnergyFigures:
     """The energy of one inference as asked for. Raises `MeterMissing` where `measured` was, and nothing measures."""
     try:
-        if host_state().emulated:
-            raise MeterMissing("this board is emulated: it draws no power of its own")
-        energy = measure_energy(choose(request, unit), run)
+        energy = measure_energy(real_meter(request, unit), run)
     except MeterMissing as error:
         if request.mode == "measured":
             raise
@@ -43,6 +41,13 @@ def energy_figures(request: EnergyRequest, unit: str, run: Run) -> EnergyFigures
     said = measure_energy(model, run, idle_s=0)
     note = f"{said.meter} [{said.provenance}] of {', '.join(said.covers)}"
     return EnergyFigures(energy=energy, modelled_energy_j=said.gross_j, modelled_energy_note=note)
+
+
+def real_meter(request: EnergyRequest, unit: str) -> Meter:
+    """The meter to read on this machine. Raises `MeterMissing`, on an emulated one too."""
+    if host_state().emulated:
+        raise MeterMissing("this board is emulated: it draws no power of its own")
+    return choose(request, unit)
 
 
 class EnergyWindow:
@@ -62,6 +67,7 @@ class EnergyWindow:
 
     def __enter__(self) -> EnergyWindow:
         self._counter = self._meter.open()
+        self._counter.mark(all_cores)
         self._calls, self._first = self._calls_now(), self._read(self._counter)
         return self
 
@@ -74,7 +80,9 @@ class EnergyWindow:
         try:
             if kind is not None:
                 return
-            marks = counter.settle([self._first, self._read(counter)])
+            last = self._read(counter)
+            counter.mark(all_cores)
+            marks = counter.settle([self._first, last])
             calls = self._calls_now() - self._calls if self._session else 1
             if calls == 0:
                 self._energy = Energy(provenance="unavailable", reason="the session served no call within the window")

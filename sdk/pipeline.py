@@ -85,7 +85,7 @@ def export(
     largest = max(memory.artifact_bytes, memory.weight_bytes)  # before it is packed, where it is
     room = 3 * largest + model.weight_bytes  # the artifact in the making, and the job that crosses
     with building(folder, room, options.force) as partial:
-        manifest = _with_page(_build(model, made, partial, options, progress), folder.name, partial)
+        manifest = with_page(_build(model, made, partial, options, progress), folder.name, partial)
         (partial / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
     return Bundle.open(out)
 
@@ -191,7 +191,7 @@ def _measured(manifest: Manifest, partial: Path, job: ExportJob, chosen: Value, 
     return msgspec.structs.replace(manifest, measurements=(measured,), against_float=against)
 
 
-def _with_page(manifest: Manifest, name: str, partial: Path) -> Manifest:
+def with_page(manifest: Manifest, name: str, partial: Path) -> Manifest:
     """Write the report page; the manifest says why there is none."""
     try:
         text = page([Bundle(Path(name), manifest)])

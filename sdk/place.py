@@ -20,15 +20,15 @@ import msgspec
 from edgekit import errors, registry
 from edgekit.bandwidth import Bandwidth
 from edgekit.bundle import Bundle
-from edgekit.energy import Energy
-from edgekit.errors import DeviceLost, EdgekitError, InvalidInput
+from edgekit.energy import Counter, Energy, MeterInfo, Snapshot
+from edgekit.errors import DeviceLost, EdgekitError, InvalidInput, MeterMissing
 from edgekit.inference import open_session
 from edgekit.metering import EnergyFigures, energy_figures
 from edgekit.meters import EnergyRequest, parse_meter, unit_of
 from edgekit.op_profile import OpProfile
 from edgekit.processing import Arrays, check_arrays
 from edgekit.session import CallLog, Session, SessionStats, closed_run
-from edgekit.wire import Closing, Ended, Failed, Opening, Outputs, Times, decoded, encoded
+from edgekit.wire import Closing, Ended, Failed, Opening, Outputs, Times, Watch, decoded, encoded
 
 REMOTE = "edgekit.runtimes.remote"
 TIME_LIMIT_S = 900
@@ -161,7 +161,23 @@ class Worker:
         """Joules of one inference, read where the bundle runs, or from here where that is where the meter hangs."""
         if request.meter and parse_meter(request.meter).info.runs_on == "client":
             return energy_figures(request, unit_of(self.bundle), self.times)
-        return self._ask({"energy": msgspec.to_builtins(request)}, EnergyFigures)
+        found = self._ask({"energy": msgspec.to_builtins(request)}, EnergyFigures)
+        if request.mode == "measured" and found.energy.provenance == "unavailable":
+            raise MeterMissing(found.energy.reason or "nothing measures there")
+        return found
+
+    def watch(self, request: EnergyRequest) -> Counter:
+        """An open meter to read while calls are asked for, here or where the bundle runs. Raises `MeterMissing`."""
+        if request.meter and (meter := parse_meter(request.meter)).info.runs_on == "client":
+            return meter.open()
+        said = self._ask({"watch": msgspec.to_builtins(request)}, Watch)
+        if said.info is None:
+            raise MeterMissing(said.reason)
+        return _Watched(said.info, self)
+
+    def snapshot(self) -> Snapshot:
+        """What the meter that `watch` opened over there stands at."""
+        return self._ask({"snapshot": True}, Snapshot)
 
     def close(self) -> Closing:
         """End the process in peace."""
@@ -227,6 +243,20 @@ class Worker:
             f"the process that measured '{self.bundle.path}' gave an answer that makes no sense ({what}): "
             "is another version of edgekit there?"
         )
+
+
+class _Watched(Counter):
+    """A meter that a worker holds."""
+
+    def __init__(self, info: MeterInfo, worker: Worker) -> None:
+        self._info, self._worker = info, worker
+
+    @property
+    def info(self) -> MeterInfo:
+        return self._info
+
+    def read(self) -> Snapshot:
+        return self._worker.snapshot()
 
 
 class WorkerSession:

@@ -186,13 +186,15 @@ def _target(device: DeviceProfile, format: str) -> _Target:
     unserved: list[str] = []
     for choice in device.runtime:
         if choice.format in known:
+            unit = device.unit_of(choice)
             why = f"format {choice.format}: {choice.name} serves {_place(device, choice)}"
-            return _Target(format=choice.format, unit=device.unit_of(choice), reasons=(*unserved, why))
+            elsewhere = "" if unit.kind == "cpu" else "; edgekit itself runs and measures it on the CPU beside it"
+            return _Target(format=choice.format, unit=unit, reasons=(*unserved, why + elsewhere))
         if choice.compiler is not None and choice.compiler.name in registry.names(COMPILERS):
             made = f"{choice.compiler.name} makes {choice.format} of it for {_place(device, choice)}"
-            why = f"format {choice.compiler.reads}: {made}"
+            why, reads = f"format {choice.compiler.reads}: {made}", choice.compiler.reads
             unit = device.unit_of(choice)
-            return _Target(format=choice.compiler.reads, unit=unit, compiler=choice.compiler, reasons=(*unserved, why))
+            return _Target(format=reads, unit=unit, compiler=choice.compiler, reasons=(*unserved, why))
         unserved.append(_not_served(device, choice))
     if unserved:
         raise PlanInfeasible("; ".join(unserved))
@@ -216,7 +218,8 @@ def _place(device: DeviceProfile, choice: RuntimeChoice) -> str:
 
 def _not_served(device: DeviceProfile, choice: RuntimeChoice) -> str:
     """Why a runtime of the device gets no model from here, and what to feed its vendor's compiler instead."""
-    said = f"{_place(device, choice)} is served by {choice.name}, and edgekit does not write {choice.format}"
+    unit = device.unit_of(choice).name
+    said = f"unserved {unit}: {choice.name} serves it, and edgekit does not write {choice.format} for {device.title}"
     if choice.compiler is None:
         return said
     asked = f"--format {choice.compiler.reads} --precision {choice.compiler.precision}"

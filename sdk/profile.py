@@ -116,6 +116,7 @@ class Power(Value, frozen=True, kw_only=True):
     scope: str
     idle_w: Number | None = None
     active_w: Number | None = None
+    active_threads: int | None = None  # of the processor, at work then; None: all its cores
     budget_w: Number | None = None
 
 

@@ -22,7 +22,7 @@ def measurement_cells(measured: Measurement) -> list[tuple[str, str]]:
         ("latency", f"{latency_text(latency)}  over {latency.calls or len(latency.times_s)} calls"),
         *_tail_cells(latency),
         *_trial_cells(made),
-        *((("sustained", sustained_text(made.sustained)),) if made.sustained else ()),
+        *_sustained_cells(made.sustained),
         *(generation_cells(made.generation) if made.generation else ()),
         *((("ops", ops_text(made.ops)),) if made.ops else ()),
         ("drift", f"last quarter / first quarter = {latency.drift:.3f}"),
@@ -30,8 +30,7 @@ def measurement_cells(measured: Measurement) -> list[tuple[str, str]]:
         *_control_cells(made.control),
         *_overhead_cells(made),
         ("peak memory", f"{megabytes(made.peak_rss_bytes)} resident"),
-        ("energy", energy_text(made.energy)),
-        *_modelled_energy_cells(made),
+        *energy_cells(made),
         ("machine", f"{state.cpu or state.machine}, {_cores(state)}, {state.system}"),
         ("state", _state_text(state, made.after)),
         ("model", _model_text(made)),
@@ -82,6 +81,17 @@ def sustained_text(found: Sustained) -> str:
     return f"{text} ({change:.3f}x) over {found.lasted_s:.0f} s{cut}"
 
 
+def _sustained_cells(found: Sustained | None) -> list[tuple[str, str]]:
+    if found is None:
+        return []
+    lines = [("sustained", sustained_text(found))]
+    if found.joules is not None:
+        window = "minute" if found.window_s == 60 else f"{found.window_s:.0f} s"
+        watts = [f"{each:.3g} W" if each else "too short to tell" for each in (found.minute_1_w, found.final_w)]
+        lines.append(("power", f"first {window} {watts[0]}, last {watts[1]}, {found.joules:.4g} J over the run"))
+    return lines
+
+
 def _control_cells(control: Control | None) -> list[tuple[str, str]]:
     return [("A/A control", control_text(control))] if control else []
 
@@ -93,13 +103,14 @@ def _overhead_cells(measured: Measurement) -> list[tuple[str, str]]:
     return [("overhead", f"edgekit's session around an empty model: {1e6 * measured.overhead_s:.0f} us, {share:.2%}")]
 
 
-def _modelled_energy_cells(measured: Measurement) -> list[tuple[str, str]]:
-    """The line of what a model says, where one was asked for."""
+def energy_cells(measured: Measurement) -> list[tuple[str, str]]:
+    """What a meter read, and in a line of its own what a model says where one was asked for."""
+    read = ("energy", energy_text(measured.energy))
     if measured.modelled_energy_note is None:
-        return []
+        return [read]
     joules = measured.modelled_energy_j
     figure = "none: " if joules is None else f"~{1e3 * joules:.3g} mJ by "
-    return [("modelled energy", figure + measured.modelled_energy_note)]
+    return [read, ("modelled energy", figure + measured.modelled_energy_note)]
 
 
 def _no_sign(state: HostState) -> str:

@@ -13,6 +13,7 @@ from typing import Annotated, Any
 import msgspec
 import numpy as np
 
+from edgekit.energy import MeterInfo
 from edgekit.errors import InvalidInput
 from edgekit.measurement import HostState
 from edgekit.processing import Arrays
@@ -61,6 +62,13 @@ class Outputs(Answer, frozen=True, kw_only=True):
 
     time_s: Seconds
     outputs: dict[str, Any]  # for `decoded`
+
+
+class Watch(Answer, frozen=True, kw_only=True):
+    """The meter that was opened, or why none was."""
+
+    info: MeterInfo | None = None
+    reason: str = ""
 
 
 class Closing(Answer, frozen=True, kw_only=True):

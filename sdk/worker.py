@@ -4,7 +4,8 @@ It speaks one JSON document a line. First it says how loading went; then for eac
 `{"times_s": [...]}`. For a language model it answers `{"tokens": N}` with the seconds from the start of a text to each
 of its N tokens, `"prompt_tokens"`, and the tokens' `"ids"`. `{"feeds": ...}` is answered by the outputs of one call,
 `{"outputs": ..., "time_s": ...}`, both as `edgekit.wire` writes arrays. `{"energy": {...}}` holds an `EnergyRequest`,
-and its answer `EnergyFigures`. `{"op_threads": N}` is answered with an `OpProfile`, `{"copy_threads": N}` with a
+and its answer `EnergyFigures`. `{"watch": {...}}` holds one too, opens its meter and says which, and
+`{"snapshot": true}` then reads it. `{"op_threads": N}` is answered with an `OpProfile`, `{"copy_threads": N}` with a
 `Bandwidth`. When its input ends it says its peak memory, what the session itself takes and which build the runtime is,
 and leaves, so it never outlives who asked.
 """
@@ -25,16 +26,17 @@ from edgekit import registry
 from edgekit.bandwidth import bandwidth
 from edgekit.bundle import Bundle
 from edgekit.decoding import Decoder, generation_of, timed_text
-from edgekit.errors import EdgekitError
+from edgekit.energy import Counter
+from edgekit.errors import EdgekitError, MeterMissing
 from edgekit.generation import timing_prompt
 from edgekit.host import host_state, peak_rss_bytes
 from edgekit.inference import RUNTIMES, open_session, sample_feeds, time_ops
-from edgekit.metering import energy_figures
+from edgekit.metering import energy_figures, real_meter
 from edgekit.meters import EnergyRequest, unit_of
 from edgekit.processing import Arrays
 from edgekit.session import CountedSession, Session
 from edgekit.toolchains import native_build
-from edgekit.wire import decoded, encoded
+from edgekit.wire import Watch, decoded, encoded
 
 OVERHEAD_CALLS, OVERHEAD_MOST_S = 9, 0.5
 
@@ -65,6 +67,7 @@ def _serve(path: str, threads: int) -> None:
             "state": msgspec.to_builtins(host_state()),
         }
     )
+    watched: Counter | None = None
     for line in sys.stdin:
         asked = json.loads(line)
         if "tokens" in asked:
@@ -79,6 +82,11 @@ def _serve(path: str, threads: int) -> None:
             request = msgspec.convert(asked["energy"], EnergyRequest)
             run = partial(_call_times, session, feeds)
             _say(msgspec.to_builtins(energy_figures(request, unit_of(bundle), run)))
+        elif "watch" in asked:
+            watched, said = _watch(msgspec.convert(asked["watch"], EnergyRequest), unit_of(bundle))
+            _say(msgspec.to_builtins(said))
+        elif "snapshot" in asked and watched is not None:
+            _say(msgspec.to_builtins(watched.read()))
         elif "feeds" in asked:
             given = decoded(asked["feeds"])
             before = perf_counter()
@@ -94,6 +102,15 @@ def _serve(path: str, threads: int) -> None:
             "runtime_build": native_build(re.split(r"[<>=]", bundle.artifact.runtime_version_range)[0]),
         }
     )
+
+
+def _watch(request: EnergyRequest, unit: str) -> tuple[Counter | None, Watch]:
+    """An open meter, or why there is none, and what to say of it."""
+    try:
+        counter = real_meter(request, unit).open()
+    except MeterMissing as error:
+        return None, Watch(reason=str(error))
+    return counter, Watch(info=counter.info)
 
 
 def _call_times(session: Session, feeds: Arrays, calls: int) -> list[float]:

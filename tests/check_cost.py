@@ -23,6 +23,7 @@ from edgekit.drafting import ExportOptions, draft
 from edgekit.host import host_state
 from edgekit.model import Model
 from edgekit.pipeline import export
+from edgekit.profile import find_device
 from edgekit.source import load
 from edgekit.toolchains import versions
 from edgekit.types import Value
@@ -153,8 +154,9 @@ def main(device: str, names: Sequence[str]) -> None:
         with tempfile.TemporaryDirectory() as folder:
             checks += check(name, device, Path(folder))
     state = host_state()
+    profile = find_device(device)
     found = Checks(
-        device=device,
+        device=profile.id + (" calibrated here" if profile.calibration else ""),
         machine=state.cpu or state.machine,
         cores=state.cores,
         date=datetime.now(UTC).date().isoformat(),

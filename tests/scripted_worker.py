@@ -1,7 +1,8 @@
 """A worker that says what it is told to: `python scripted_worker.py SCRIPT`, where SCRIPT is JSON.
 
 `opening` and `closing` are the first and the last line. Each question takes the next of `answers`, a raw line, and when
-these are used up a number of calls of `call_s` seconds each, growing by `growth` with every call.
+these are used up a number of calls of `call_s` seconds each, growing by `growth` with every call; a question about
+energy is answered with `energy`.
 """
 
 from __future__ import annotations
@@ -42,6 +43,9 @@ def main(script: dict[str, Any]) -> None:
     say(script.get("opening", OPENING))
     for line in sys.stdin:
         asked = json.loads(line)
+        if "energy" in asked:
+            say({"energy": script["energy"]})
+            continue
         count = asked.get("calls") or asked["tokens"]
         told = next(answers, None)
         if told is None:

@@ -9,13 +9,16 @@ import msgspec
 import pytest
 
 from edgekit import benchmark
-from edgekit.benchmark import alternate, compare, control, measure, trial_ratio, warm_up
+from edgekit.benchmark import alternate, compare, control, energy_of, measure, trial_ratio, warm_up, with_energy
 from edgekit.bundle import Bundle
-from edgekit.errors import EdgekitError, InvalidInput
+from edgekit.errors import EdgekitError, InvalidInput, MeterMissing
 from edgekit.generation import Generation
 from edgekit.measurement import Measurement
+from edgekit.meters import EnergyRequest
 from edgekit.place import Worker
 from tests.scripted_worker import CLOSING, OPENING, STATE, Scripted
+
+MEASURED = EnergyRequest(mode="measured")
 
 
 def script(call_s: float, **more: Any) -> dict[str, Any]:
@@ -199,3 +202,32 @@ def test_a_worker_that_dies_in_a_later_trial_leaves_none_behind(small_conv_bundl
         compare([small_conv_bundle] * 2, rounds=1, place=place)
     assert len(place.started) == 4
     assert all(process.poll() is not None for process in place.started)
+
+
+# Joules beside times
+
+
+def joules(net_j: float) -> dict[str, Any]:
+    return {"provenance": "measured.counter", "meter": "rapl", "gross_j": 2 * net_j, "net_j": net_j, "u_rel": 0.01}
+
+
+def test_joules_join_a_comparison_with_a_verdict_of_their_own(small_conv_bundle: Bundle) -> None:
+    found = compare([small_conv_bundle, small_conv_bundle], place=Scripted([script(0.01), script(0.01)]))
+    assert found[0].energy is None
+    place = Scripted([script(0.01, energy=joules(2e-3)), script(0.01, energy=joules(1e-3))])
+    (pair,) = with_energy(found, MEASURED, place=place)
+    assert len(place.started) == 2
+    assert (pair.a.energy.net_j, pair.b.energy.net_j) == (2e-3, 1e-3)
+    assert pair.energy is not None
+    assert pair.energy.ratio == 0.5
+    assert pair.energy.verdict.endswith(f"takes 0.50x the joules of {small_conv_bundle.path}")
+    assert (pair.ratio, pair.verdict) == (found[0].ratio, found[0].verdict)
+
+
+def test_a_worker_that_reads_no_meter_fails_what_was_to_be_measured(small_conv_bundle: Bundle) -> None:
+    nothing = {"provenance": "unavailable", "reason": "the native runner reads no meter"}
+    place = Scripted([script(0.01, energy=nothing)])
+    with pytest.raises(MeterMissing, match="the native runner reads no meter"):
+        energy_of(small_conv_bundle, MEASURED, place=place)
+    found = energy_of(small_conv_bundle, EnergyRequest(mode="any"), place=Scripted([script(0.01, energy=nothing)]))
+    assert found.energy.reason == "the native runner reads no meter"

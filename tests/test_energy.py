@@ -93,11 +93,21 @@ def test_a_meter_of_nothing_says_so() -> None:
     assert (found.gross_j, found.provenance, found.reason) == (None, "unavailable", "meter 'null' measures nothing")
 
 
-def test_few_updates_and_an_unknown_gain_are_flagged() -> None:
-    slow = msgspec.structs.replace(INFO, update_period_s=0.1, gain_uncertainty=None)
-    assert reading(slow, window(mark(0, 0), mark(1.99, 5))).flags == ("gain_unknown", "few_updates")
-    assert reading(slow, window(mark(0, 0), mark(2.05, 5))).flags == ("gain_unknown",)
-    assert reading(slow, window(mark(0, 0, updates=3), mark(9, 5, updates=22))).updates_seen == 19
+def test_an_unknown_gain_is_flagged() -> None:
+    plain = msgspec.structs.replace(INFO, update_period_s=0.1, gain_uncertainty=None)
+    assert reading(plain, window(mark(0, 0), mark(2.05, 5))).flags == ("gain_unknown",)
+
+
+@pytest.mark.parametrize(
+    ("last", "seen"), [(mark(1.99, 5), 19), (mark(9, 5, updates=22), 19), (mark(9, 5, updates=3), 0)]
+)
+def test_a_window_with_few_updates_of_its_counter_gives_no_figure(last: Snapshot, seen: int) -> None:
+    slow = msgspec.structs.replace(INFO, update_period_s=0.1)
+    found = reading(slow, window(mark(0, 0, updates=last.updates and 3), last))
+    assert (found.gross_j, found.net_j, found.flags, found.updates_seen) == (None, None, ("few_updates",), seen)
+    assert found.reason is not None
+    assert f"the counter moved {seen} times in" in found.reason
+    assert "a longer window is needed" in found.reason
 
 
 def test_the_uncertainty_of_the_edges_is_what_random_edges_scatter_by() -> None:

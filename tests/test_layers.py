@@ -12,11 +12,10 @@ ROOT = Path(__file__).parents[1]
 THIRD_PARTY_EVERYWHERE = {"numpy", "msgspec"}
 
 # Each row may import the rows above it and itself, and the third-party packages it names.
-BASE = {"errors", "types", "registry", "profile", "processing", "parity", "intervals", "energy", "sampling",
-        "measurement", "sysfs", "throttle", "host", "session", "bundle", "toolchains", "report", "report_measurement",
-        "quiet", "generation", "folder", "journal", "codec", "formats", "dfloat11", "tensorfile",
-        "lossless_artifact", "profile_writer", "wire", "op_profile",
-        "report_ops"}  # fmt: skip
+BASE = {"errors", "types", "registry", "profile", "processing", "parity", "intervals", "energy", "energy_ratio",
+        "sampling", "measurement", "sysfs", "throttle", "host", "session", "bundle", "toolchains", "report",
+        "report_measurement", "quiet", "generation", "folder", "journal", "codec", "formats", "dfloat11", "tensorfile",
+        "lossless_artifact", "profile_writer", "wire", "op_profile", "report_ops"}  # fmt: skip
 RUN = {"inference", "decoding", "verification", "benchmark", "sustained", "meters", "energy_window", "metering",
        "place", "worker", "lossless", "lossless_folder", "lossless_groups", "lossless_writer",
        "bandwidth", "page"}  # fmt: skip

@@ -116,6 +116,26 @@ def test_a_window_is_as_long_as_the_meter_asks() -> None:
     assert [len(w.calls) for w in (fast, longer)] == [5, 5]
 
 
+def test_a_sensor_that_answers_slowly_gets_a_longer_window() -> None:
+    load = Load()
+
+    def watts() -> dict[str, float]:
+        time.sleep(0.1)
+        return {"all": 7.0}
+
+    sampled = msgspec.structs.replace(INFO, provenance="measured.sampled", update_period_s=0.002)
+    sampler = Sampler(sampled, watts)
+    try:
+        window = take_window(sampler, load, 0.001, idle_s=0, least_s=0.5)
+    finally:
+        sampler.close()
+    found = reading(sampled, window)
+    assert found.updates_seen >= 20
+    assert found.window_s is not None
+    assert found.window_s > 2  # twenty answers
+    assert found.gross_j is not None
+
+
 def test_edges_lie_on_the_counters_steps_where_calls_are_short() -> None:
     load = Load()
     for _ in range(3):
@@ -246,6 +266,7 @@ def test_an_app_counts_the_joules_of_its_calls(small_conv_bundle: Bundle, rapl_r
         with edgekit.meter(session, f"rapl,root={rapl_root}") as window:
             for _ in range(40):
                 session.run(feeds)
+            time.sleep(0.03)  # thirty updates of such a counter
             counter.write_text("9000000\n")
         stats = session.stats()
     assert window.energy.gross_j == pytest.approx(8.0 / 40)
@@ -259,9 +280,19 @@ def test_without_a_session_a_window_is_the_whole_block(rapl_root: Path) -> None:
     with edgekit.meter(name=f"rapl,root={rapl_root}") as window:
         with pytest.raises(InvalidInput, match="known after its `with` block"):
             _ = window.energy
+        time.sleep(0.03)
         (rapl_root / "intel-rapl:0" / "energy_uj").write_text("3500000\n")
     assert window.energy.gross_j == pytest.approx(2.5)
     assert window.energy.iterations == 1
+
+
+def test_a_block_that_is_too_short_for_its_counter_has_no_figure(rapl_root: Path) -> None:
+    with edgekit.meter(name=f"rapl,root={rapl_root}") as window:
+        (rapl_root / "intel-rapl:0" / "energy_uj").write_text("3500000\n")
+    assert window.energy.gross_j is None
+    assert window.energy.flags == ("few_updates",)
+    assert window.energy.reason is not None
+    assert "a longer window is needed" in window.energy.reason
 
 
 def test_a_window_without_calls_has_no_joules_of_one(small_conv_bundle: Bundle, rapl_root: Path) -> None:

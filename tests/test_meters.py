@@ -16,6 +16,8 @@ from edgekit.bundle import Bundle, Delegation
 from edgekit.energy import HERE_IT_IS, MeterInfo, not_here
 from edgekit.errors import InvalidInput, MeterMissing, UnknownName
 from edgekit.meters import EnergyRequest, MeterFinding, choose, energy_request, parse_meter, survey, unit_of
+from edgekit.profile import load_shipped
+from edgekit.profile_writer import write_profile
 from edgekit.runtimes.meters.model import Model
 from edgekit.runtimes.meters.rapl import Rapl
 
@@ -161,6 +163,20 @@ def test_the_model_has_two_states() -> None:
     assert worked.joules["device"] - rested.joules["device"] == pytest.approx(expected, rel=0.02)
     assert counter.info.id == "model raspberrypi4"
     assert counter.info.provenance == "modelled.analytical"
+
+
+def test_active_watts_of_some_threads_count_each_of_these(tmp_path: Path) -> None:
+    profile = load_shipped("raspberrypi4")
+    assert profile.power is not None
+    calibrated = msgspec.structs.replace(profile, power=msgspec.structs.replace(profile.power, active_threads=1))
+    write_profile(calibrated, tmp_path / "pi.toml")
+    counter = Model(device=str(tmp_path / "pi.toml")).open()
+    first, busy = counter.read(), time.process_time()
+    while time.process_time() - busy < 0.3:
+        pass
+    last, busy = counter.read(), time.process_time() - busy
+    expected = 3.06 * (last.t_ns - first.t_ns) / 1e9 + (6.12 - 3.06) * busy
+    assert last.joules["device"] - first.joules["device"] == pytest.approx(expected, rel=0.02)
 
 
 def test_a_board_names_its_own_profile(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import threading
 import time
@@ -13,23 +14,36 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edgekit.energy_window import measure_energy
+from edgekit.energy_window import all_cores, measure_energy
 from edgekit.errors import EdgekitError, InvalidInput
-from edgekit.runtimes.meters import external_csv
 from edgekit.runtimes.meters._columns import columns, watts
-from edgekit.runtimes.meters._trace import CHIP_S, CODE, Trace, find_marker, load, send_marker
+from edgekit.runtimes.meters._marker import CHIP_S, CODE, Marker, find_markers, send_marker
+from edgekit.runtimes.meters._trace import Trace, load
 from edgekit.runtimes.meters.external_csv import ExternalCsv
 from edgekit.runtimes.meters.serial import Lines, Serial
 
-MARKER_S = len(CODE) * CHIP_S
+
+def marker(at_s: float, late_s: float = 0.0) -> Marker:
+    """What `send_marker` says when it begins then, with calls that run on for `late_s` after each load's time."""
+    loads, begin = [], at_s
+    for work, rest in CODE:
+        end = begin + work * CHIP_S + late_s
+        loads.append((round(1e9 * begin), round(1e9 * end)))
+        begin = end + rest * CHIP_S
+    return Marker(tuple(loads))
 
 
-def powered(times: np.ndarray, marker_s: float, idle_w: float = 2.0, load_w: float = 3.0) -> np.ndarray:
-    """Idle power, the marker's steps on top of it, and from 1 s after it full load."""
-    chip = np.floor((times - marker_s) / CHIP_S).astype(int)
-    inside = (chip >= 0) & (chip < len(CODE))
-    steps = np.where(inside, np.array(CODE)[np.clip(chip, 0, len(CODE) - 1)], 0)
-    return idle_w + load_w * np.maximum(steps, times > marker_s + MARKER_S + 1)
+MARKER_S = marker(0).seconds
+
+
+def powered(times: np.ndarray, *markers: Marker, idle_w: float = 2.0, load_w: float = 3.0) -> np.ndarray:
+    """Idle power, the steps of markers on top of it, and full load between them from 1 s after the first."""
+    loads = [(begin / 1e9, end / 1e9) for each in markers for begin, end in each.loads_ns]
+    work = [(a.begin_ns / 1e9 + a.seconds + 1, b.begin_ns / 1e9 - 1) for a, b in itertools.pairwise(markers)]
+    busy = np.zeros(len(times), bool)
+    for begin, end in (*loads, *work):
+        busy |= (times >= begin) & (times < end)
+    return idle_w + load_w * busy
 
 
 @pytest.mark.parametrize(
@@ -77,44 +91,48 @@ def test_joules_between_samples_follow_the_lines_between_them(
 
 @settings(max_examples=25, deadline=None)
 @given(
-    marker_s=st.floats(0.5, 8),
+    begin_s=st.floats(0.5, 8),
+    apart_s=st.floats(6, 60),
+    late_s=st.floats(0, 0.4),
+    drift=st.floats(-0.003, 0.003),
     rate=st.sampled_from([20, 100, 1000]),
     noise=st.floats(0, 0.4),
     load_w=st.floats(0.5, 20),
     seed=st.integers(0, 99),
 )
-def test_the_marker_is_found_where_it_is(marker_s: float, rate: int, noise: float, load_w: float, seed: int) -> None:
+def test_markers_are_found_where_they_are(
+    begin_s: float, apart_s: float, late_s: float, drift: float, rate: int, noise: float, load_w: float, seed: int
+) -> None:
     rng = np.random.default_rng(seed)
-    times = np.arange(0, 20, 1 / rate) + 100.0
-    power = powered(times, 100 + marker_s, load_w=load_w) + rng.normal(0, noise * load_w, len(times))
-    found = find_marker(Trace(times, power))
-    assert found == pytest.approx(100 + marker_s, abs=max(0.02, 1.5 / rate))
+    first, last = marker(begin_s, late_s), marker(begin_s + apart_s, late_s)
+    ours = np.arange(0, begin_s + apart_s + MARKER_S + 4, 1 / rate)
+    power = powered(ours, first, last, load_w=load_w) + rng.normal(0, noise * load_w, len(ours))
+    found = find_markers(Trace(100 + (1 + drift) * ours, power), first, last)
+    expected = [100 + (1 + drift) * each for each in (begin_s, begin_s + apart_s)]
+    assert found == pytest.approx(expected, abs=max(0.03, 1.5 / rate))
 
 
-def test_of_two_markers_the_last_one_counts() -> None:
-    times = np.arange(0, 30, 0.01)
-    power = np.maximum(powered(times, 2.0) * (times < 8), powered(times, 15.0))
-    assert find_marker(Trace(times, power)) == pytest.approx(15.0, abs=0.02)
+def test_a_marker_of_another_run_is_not_taken_for_ours() -> None:
+    times = np.arange(0, 60, 0.01)
+    power = powered(times, marker(2), marker(12), marker(40))
+    assert find_markers(Trace(times, power), marker(1002), marker(1012)) == pytest.approx((2, 12), abs=0.02)
+    assert find_markers(Trace(times, power), marker(1002), marker(1040)) == pytest.approx((2, 40), abs=0.02)
+    assert find_markers(Trace(times, power), marker(1002), marker(1020)) is None
 
 
-@pytest.mark.parametrize("shape", ["flat", "noise", "ramp", "step", "square", "short", "slow"])
-def test_recordings_without_a_marker_have_none(shape: str) -> None:
-    times = np.arange(0, 12, 0.01)
+@pytest.mark.parametrize("shape", ["flat", "noise", "ramp", "step", "square", "one", "cut", "slow"])
+def test_recordings_without_both_markers_have_none(shape: str) -> None:
+    times, first, last = np.arange(0, 20, 0.01), marker(1), marker(10)
     power = {
         "flat": np.full_like(times, 3.0),
         "noise": np.random.default_rng(0).normal(3, 1, len(times)),
         "ramp": times,
         "step": 2.0 + 3.0 * (times > 5),
         "square": 2.0 + (np.floor(times / CHIP_S) % 2),
-        "short": powered(times, 1.0),
-        "slow": powered(times, 1.0),
-    }[shape]
-    trace = Trace(times, power)
-    if shape == "short":
-        trace = Trace(times[:300], power[:300])
-    if shape == "slow":
-        trace = Trace(times[::20], power[::20])
-    assert find_marker(trace) is None
+        "one": powered(times, first),
+    }.get(shape, powered(times, first, last))
+    kept = {"cut": slice(0, 1200), "slow": slice(0, None, 20)}.get(shape, slice(None))
+    assert find_markers(Trace(times[kept], power[kept]), first, last) is None
 
 
 def test_the_marker_that_is_sent_is_the_one_that_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -130,13 +148,15 @@ def test_the_marker_that_is_sent_is_the_one_that_is_found(monkeypatch: pytest.Mo
     thread = threading.Thread(target=record)
     thread.start()
     time.sleep(0.5)
-    began = send_marker() / 1e9
+    first = send_marker(all_cores)
+    time.sleep(2)
+    last = send_marker(all_cores)
     time.sleep(0.5)
     stop.set()
     thread.join()
     times, cpu = np.array(samples).T
-    trace = Trace((times[1:] + times[:-1]) / 2, np.diff(cpu) / np.diff(times))
-    assert find_marker(trace) == pytest.approx(began, abs=0.1)
+    found = find_markers(Trace((times[1:] + times[:-1]) / 2, np.diff(cpu) / np.diff(times)), first, last)
+    assert found == pytest.approx((first.begin_ns / 1e9, last.begin_ns / 1e9), abs=0.1)
 
 
 def write(path: Path, times: np.ndarray, power: np.ndarray, header: str = "time (s),power (mW)") -> None:
@@ -146,37 +166,30 @@ def write(path: Path, times: np.ndarray, power: np.ndarray, header: str = "time 
 
 
 class Board:
-    """A board whose power is known: 2 W, and 3 W more while anybody says that it works."""
+    """A board whose power is known: 2 W, and 3 W more while it works. Its logger's clock runs ahead, and fast."""
 
-    def __init__(self, logger_ahead_s: float) -> None:
-        self.ahead_s, self.busy, self.start = logger_ahead_s, list[tuple[float, float]](), time.monotonic()
+    def __init__(self, path: Path, logger_ahead_s: float, logger_rate: float) -> None:
+        self.path, self.ahead_s, self.rate = path, logger_ahead_s, logger_rate
+        self.busy, self.start = list[tuple[float, float]](), time.monotonic()
 
     def work(self, count: int) -> None:
         begin = time.monotonic()
         time.sleep(0.01 * count)
         self.busy.append((begin, time.monotonic()))
 
-    def marker(self) -> int:
-        start = time.monotonic()
-        self.busy += [(start + k * CHIP_S, start + (k + 1) * CHIP_S) for k, chip in enumerate(CODE) if chip]
-        time.sleep(MARKER_S)
-        return round(start * 1e9)
-
-    def export(self, path: Path) -> None:
+    def export(self) -> None:
+        """Somebody stops the logger."""
         times = np.arange(self.start, time.monotonic(), 0.001)
         power = np.full_like(times, 2.0)
         for begin, end in self.busy:
             power[(times >= begin) & (times < end)] += 3.0
-        write(path, times + self.ahead_s, power)
+        write(self.path, self.rate * times + self.ahead_s, power)
 
 
-def test_a_recording_on_another_clock_gives_the_joules_of_the_calls(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    board, path = Board(logger_ahead_s=5000.0), tmp_path / "recording.csv"
-    monkeypatch.setattr(external_csv, "send_marker", board.marker)
-    threading.Timer(12.0, lambda: board.export(path)).start()  # somebody stops the logger and exports
-    found = measure_energy(ExternalCsv(path=str(path), gain=0.005, wait_s=30), board.work, idle_s=2.0)
+def test_a_recording_on_another_clock_gives_the_joules_of_the_calls(tmp_path: Path) -> None:
+    board = Board(tmp_path / "recording.csv", logger_ahead_s=5000.0, logger_rate=1.004)
+    threading.Timer(18.0, board.export).start()
+    found = measure_energy(ExternalCsv(path=str(board.path), gain=0.005, wait_s=30), board.work, idle_s=2.0)
     assert found.gross_j is not None
     assert found.window_s is not None
     assert found.net_j is not None
@@ -225,22 +238,24 @@ def test_other_separators_and_a_byte_order_mark_are_read(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize(
-    ("kind", "why"), [("none", "it is not there"), ("flat", "the marker"), ("short", "it ends before")]
+    ("kind", "why"), [("none", "it is not there"), ("flat", "the load before"), ("cut", "the load")]
 )
-def test_a_recording_that_does_not_come_or_does_not_fit_is_named(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, why: str
-) -> None:
-    monkeypatch.setattr(external_csv, "send_marker", time.monotonic_ns)
-    path, times = tmp_path / "log.csv", np.arange(0, 12, 0.01)
+def test_a_recording_that_does_not_come_or_does_not_fit_is_named(tmp_path: Path, kind: str, why: str) -> None:
+    path, times = tmp_path / "log.csv", np.arange(0, 20, 0.01)
     if kind == "flat":
         write(path, times, np.full_like(times, 2.0))
-    if kind == "short":
-        write(path, times[:600], powered(times, 2.0)[:600])
+    if kind == "cut":
+        write(path, times[:800], powered(times, marker(1), marker(10))[:800])
     counter = ExternalCsv(path=str(path), wait_s=0.1).open()
-    first = counter.read()
-    later = type(first)(t_ns=first.t_ns + 8 * 10**9, joules={})
+    counter.mark(idle)
+    taken = [counter.read(), counter.read()]
+    counter.mark(idle)
     with pytest.raises(InvalidInput, match=f"no energy from '.*log.csv': {why}"):
-        counter.settle([first, later])
+        counter.settle(taken)
+
+
+def idle(until_ns: int) -> None:
+    time.sleep(max(0, until_ns - time.monotonic_ns()) / 1e9)
 
 
 def test_a_recording_must_be_named_and_have_a_folder(tmp_path: Path) -> None:
@@ -353,7 +368,8 @@ def test_a_port_must_be_named_and_be_one(tmp_path: Path) -> None:
 
 
 def test_the_code_nearly_vanishes_against_itself() -> None:
-    signs = 2 * np.array(CODE) - 1
+    chips = [chip for work, rest in CODE for chip in [1] * work + [0] * rest]
+    signs = 2 * np.array(chips) - 1
     sides = np.correlate(signs, signs, "full")
-    assert sides.max() == len(CODE)
+    assert sides.max() == len(chips) == 13
     assert sorted(np.abs(sides))[-2] == 1

@@ -202,7 +202,7 @@ def test_a_warning_of_all_bundles_is_said_once_and_one_of_some_names_them() -> N
 
 def test_fallbacks_come_with_their_source_lines() -> None:
     [found] = [said for said in Reader(page([bundle()])).tables if "did not run on npu" in said]
-    assert "Resize\nup\nmodel.py:41\nnot nearest\n" in found
+    assert "Resize\n1\nup\nmodel.py:41\nnot nearest\n" in found
 
 
 def test_what_makes_a_run_doubtful_stands_before_its_charts() -> None:

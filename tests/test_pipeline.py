@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 import torch
@@ -18,7 +19,7 @@ from edgekit.drafting import ExportOptions, draft
 from edgekit.errors import GateMissed, InvalidInput, OutputExists, ParityFailed, PlanInfeasible, UnsupportedModel
 from edgekit.inference import answer, open_session, prepare
 from edgekit.page.document import page
-from edgekit.pipeline import export
+from edgekit.pipeline import export, with_page
 from edgekit.planning import Plan
 from edgekit.source import load
 from edgekit.verification import verify
@@ -78,6 +79,17 @@ def test_the_page_beside_the_manifest_is_of_it_and_says_nothing_of_where_it_was_
     assert Bundle.open(bundle_copy).manifest == made  # the manifest does not vouch for it
     (bundle_copy / REPORT).unlink()
     assert verify(Bundle.open(bundle_copy)).ok
+
+
+def test_figures_that_no_page_can_draw_cost_the_page_and_not_the_bundle(
+    small_conv_bundle: Bundle, tmp_path: Path
+) -> None:
+    made = small_conv_bundle.manifest
+    overflowing = msgspec.structs.replace(made, parity=msgspec.structs.replace(made.parity, max_abs=1e30))
+    found = with_page(overflowing, "out", tmp_path)
+    assert found.warnings[-1].startswith("no report.html: 'out' holds a number that is not within 1e+15 of 0")
+    assert list(tmp_path.iterdir()) == []
+    assert with_page(made, "out", tmp_path) == made
 
 
 def test_the_same_export_twice_gives_the_same_artifact(small_conv_bundle: Bundle, tmp_path: Path) -> None:

@@ -10,11 +10,12 @@ import torch
 from torch import nn
 from torch.export import ExportedProgram
 
+from edgekit import registry
 from edgekit.errors import InvalidInput, PlanInfeasible, UnknownName
 from edgekit.graph import attention_ops, capture
 from edgekit.passes.float16 import Float16
 from edgekit.passes.int8_static import Int8Static
-from edgekit.planning import RECIPES, Plan, check_plan, plan, require_fit
+from edgekit.planning import EXPORTERS, RECIPES, Plan, check_plan, plan, require_fit
 from edgekit.profile import DeviceProfile, device_ids, find_device
 from edgekit.source import load
 
@@ -96,7 +97,7 @@ def test_an_npu_beside_a_cpu_is_named_with_its_compiler_and_the_cpu_gets_the_pla
     made = plan(conv, find_device("rk3588"), calibrated=True)
     assert (made.format, made.precision) == ("onnx", "int8")
     assert made.reasons[0] == (
-        "the npu of Rockchip RK3588 is served by rknn, and edgekit does not write rknn: export with --format onnx "
+        "unserved npu: rknn serves it, and edgekit does not write rknn for Rockchip RK3588: export with --format onnx "
         "--precision fp32 and give that to RKNN-Toolkit2"
     )
     assert made.reasons[1] == "format onnx: onnxruntime serves the cpu of Rockchip RK3588"
@@ -113,6 +114,22 @@ def test_a_convolution_net_is_int8_on_a_board_when_there_are_samples(conv: Expor
 def test_attention_is_dynamic_on_a_board_and_half_on_a_gpu(attention: ExportedProgram) -> None:
     assert plan(attention, find_device("raspberrypi4")).precision == "int8-dynamic"
     assert plan(attention, find_device("h200")).precision == "fp16"
+
+
+@pytest.mark.parametrize("device", ["h200", "rtx4090", "jetson-orin-nano"])
+def test_a_plan_for_a_gpu_says_where_edgekit_runs_it(device: str, conv: ExportedProgram) -> None:
+    made = plan(conv, find_device(device))
+    assert made.format == "onnx"
+    assert made.reasons[0].endswith("edgekit itself runs and measures it on the CPU beside it")
+
+
+@pytest.mark.parametrize("device", device_ids())
+def test_the_first_word_of_every_reason_names_what_was_decided(device: str, conv: ExportedProgram) -> None:
+    profile = find_device(device)
+    served = [choice for choice in profile.runtime if choice.format in registry.names(EXPORTERS)]
+    if served:
+        reasons = plan(conv, profile, calibrated=True).reasons
+        assert {reason.split()[0] for reason in reasons} <= {"unserved", "format", "precision"}
 
 
 def test_other_words_for_a_precision_are_understood_and_wrong_ones_get_the_nearest(conv: ExportedProgram) -> None:

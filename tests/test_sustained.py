@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import itertools
+import re
 import subprocess
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from edgekit.bundle import Bundle
-from edgekit.errors import DeviceLost, InvalidInput
+from edgekit.energy import MeterInfo, Snapshot
+from edgekit.errors import DeviceLost, InvalidInput, MeterMissing
 from edgekit.measurement import Measurement
+from edgekit.meters import EnergyRequest
 from edgekit.place import Here
-from edgekit.sustained import Chunk, summary, sustain
+from edgekit.report_measurement import measurement_cells
+from edgekit.sustained import Chunk, mean_watts, summary, sustain
 from tests.scripted_worker import OPENING, Scripted
+from tests.test_meters_hwmon import chip
 
 
 def run_of(*minutes: float) -> list[Chunk]:
@@ -109,3 +115,54 @@ def test_answers_hold_about_a_second_of_calls(small_conv_bundle: Bundle) -> None
 def test_no_time_is_refused(small_conv_bundle: Bundle, seconds: float) -> None:
     with pytest.raises(InvalidInput, match="above 0 s"):
         sustain(small_conv_bundle, seconds)
+
+
+# With a meter beside the calls
+
+INFO = MeterInfo(
+    id="counter", provenance="measured.counter", domains=("all",), covers=("cpu",), excludes=(), update_period_s=0.01,
+    resolution_j=1e-6,
+)  # fmt: skip
+
+
+def stood(*points: tuple[float, float]) -> list[Snapshot]:
+    return [Snapshot(t_ns=round(seconds * 1e9), joules={"all": joules}) for seconds, joules in points]
+
+
+@given(st.floats(0.1, 1e4), st.floats(0.1, 1e4))
+def test_watts_are_those_of_the_time_that_is_asked_for(first_w: float, last_w: float) -> None:
+    marks = stood(*((n, n * first_w if n <= 60 else 60 * first_w + (n - 60) * last_w) for n in range(7, 128)))
+    assert mean_watts(INFO, marks, 0, 53) == pytest.approx(first_w)
+    assert mean_watts(INFO, marks, 60, 120) == pytest.approx(last_w)
+
+
+@pytest.mark.parametrize(("after_s", "until_s"), [(0.0, 0.1), (0.2, 0.9), (5.0, 6.0)])
+def test_a_time_in_which_the_meter_hardly_moved_has_no_watts(after_s: float, until_s: float) -> None:
+    assert mean_watts(INFO, stood((0, 0), (0.1, 5), (1, 6)), after_s, until_s) is None
+
+
+def test_a_run_beside_a_meter_has_joules_and_the_watts_of_both_ends(small_conv_bundle: Bundle, tmp_path: Path) -> None:
+    chip(tmp_path, "hwmon1", "ina226", power1_input=3_500_000)
+    request = EnergyRequest(mode="measured", meter=f"hwmon,root={tmp_path}")
+    found = sustain(small_conv_bundle, 7, energy=request)
+    assert found.sustained is not None
+    assert found.sustained.joules is not None
+    assert found.sustained.joules == pytest.approx(3.5 * found.sustained.lasted_s, rel=0.1)
+    assert found.sustained.minute_1_w == pytest.approx(3.5, rel=0.01)
+    assert found.sustained.final_w == pytest.approx(3.5, rel=0.01)
+    assert found.energy.gross_j == pytest.approx(found.sustained.joules / (found.latency.calls or 0))
+    text = dict(measurement_cells(found))["power"]
+    assert re.match(r"first \d+ s 3.5 W, last 3.5 W, \d\d", text)
+    assert text.endswith("J over the run")
+
+
+def test_a_run_without_a_meter_says_why_or_fails(small_conv_bundle: Bundle, tmp_path: Path) -> None:
+    gone = f"hwmon,root={tmp_path}"
+    found = sustain(small_conv_bundle, 0.5, energy=EnergyRequest(mode="any", meter=gone))
+    assert found.sustained is not None
+    assert (found.sustained.joules, found.sustained.final_w, found.energy.provenance) == (None, None, "unavailable")
+    assert found.energy.reason is not None
+    assert "cannot be read here" in found.energy.reason
+    assert "power" not in dict(measurement_cells(found))
+    with pytest.raises(MeterMissing, match="cannot be read here"):
+        sustain(small_conv_bundle, 0.5, energy=EnergyRequest(mode="measured", meter=gone))

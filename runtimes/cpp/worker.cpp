@@ -180,6 +180,8 @@ void answer(Job& job, const std::string& line) {
     std::cout << "{\"by\": \"the native runner\", \"reason\": \"it was built without ExecuTorch's event tracer\"}" << std::endl;
   } else if (line.find("{\"energy\": ") == 0) {
     std::cout << "{\"energy\": {\"provenance\": \"unavailable\", \"reason\": \"the native runner reads no meter\"}}" << std::endl;
+  } else if (line.find("{\"watch\": ") == 0) {
+    std::cout << "{\"reason\": \"the native runner reads no meter\"}" << std::endl;
   } else {
     throw std::runtime_error("the native runner does not know this question");
   }

@@ -1,7 +1,13 @@
-"""Any power logger that exports CSV (Joulescope, PPK2, INA226 and INA228 loggers), tied to our clock by a marker.
+"""Any power logger that exports CSV (Joulescope, PPK2, INA226 and INA228 loggers), tied to our clock by markers.
 
-Record while edgekit runs: it first loads all cores in a pattern, which is then looked for in the recording. The file is
-read when it is there; until then edgekit waits. Columns need names with units: `Timestamp(ms),Current(uA)`.
+Record while edgekit runs: before and after the work it makes the device work and rest in a pattern, with the model's
+own calls where these run (so on a board too), with all cores of this machine around an app's block. Both patterns are
+looked for in the recording, and their distance tells how fast the logger's clock runs. The file is read when it is
+there; until then edgekit waits. Columns need names with units: `Timestamp(ms),Current(uA)`.
+
+What this can miss: a load that hardly shows above the noise or beside other programs' (no marker is found, and there is
+no figure); a recording coarser than 0.125 s (likewise); a logger whose clock jumps and jumps back between the markers;
+samples that a logger dropped and bridged by a line. The edges lie within about 5 ms or one sample of the recording.
 """
 
 from __future__ import annotations
@@ -13,9 +19,10 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-from edgekit.energy import HERE_IT_IS, Availability, Counter, MeterInfo, Snapshot, not_here, require
+from edgekit.energy import HERE_IT_IS, Availability, Counter, Load, MeterInfo, Snapshot, not_here, require
 from edgekit.errors import InvalidInput
-from edgekit.runtimes.meters._trace import CHIP_S, Trace, find_marker, load, send_marker
+from edgekit.runtimes.meters._marker import CHIP_S, STEPS, Marker, find_markers, send_marker
+from edgekit.runtimes.meters._trace import Trace, load
 from edgekit.types import Value
 
 POLL_S = 0.5
@@ -55,7 +62,7 @@ class ExternalCsv(Value, frozen=True, kw_only=True):
         return HERE_IT_IS
 
     def open(self) -> Counter:
-        """Send the marker."""
+        """Nothing is read yet; markers are sent around the work."""
         require("external_csv", self.available())
         return _Recording(self)
 
@@ -63,7 +70,7 @@ class ExternalCsv(Value, frozen=True, kw_only=True):
 class _Recording(Counter):
     def __init__(self, options: ExternalCsv) -> None:
         self._options, self._info = options, options.info
-        self._marker_ns = send_marker()
+        self._markers: list[Marker] = []
 
     @property
     def info(self) -> MeterInfo:
@@ -72,25 +79,31 @@ class _Recording(Counter):
     def read(self) -> Snapshot:
         return Snapshot(t_ns=time.monotonic_ns(), joules={})  # known once the recording is there
 
+    def mark(self, load: Load) -> None:
+        self._markers.append(send_marker(load))
+
     def settle(self, taken: Sequence[Snapshot]) -> tuple[Snapshot, ...]:
-        trace, began_s = self._recorded((taken[-1].t_ns - self._marker_ns) / 1e9)
-        self._info = msgspec.structs.replace(self._info, update_period_s=max(trace.period_s, CHIP_S / 50))
-        joules = trace.joules(began_s + (np.array([each.t_ns for each in taken]) - self._marker_ns) / 1e9)
+        if len(self._markers) < 2:
+            raise RuntimeError("a recording is found by a marker before and one after the work")
+        first, last = self._markers[0], self._markers[-1]
+        trace, begin_s, end_s = self._recorded(first, last)
+        self._info = msgspec.structs.replace(self._info, update_period_s=max(trace.period_s, CHIP_S / STEPS))
+        rate = (end_s - begin_s) / (last.begin_ns - first.begin_ns) * 1e9  # of the logger's seconds to ours
+        at_s = np.array([(each.t_ns - first.begin_ns) / 1e9 for each in taken])
+        joules = trace.joules(begin_s + rate * at_s) / rate
         return tuple(
             msgspec.structs.replace(each, joules={"input": float(j)}) for each, j in zip(taken, joules, strict=True)
         )
 
-    def _recorded(self, seconds: float) -> tuple[Trace, float]:
-        """The recording, once it reaches `seconds` beyond the marker, and when the marker began in it."""
+    def _recorded(self, first: Marker, last: Marker) -> tuple[Trace, float, float]:
+        """The recording once both markers are in it, and when each of them began."""
         path, end, why = Path(self._options.path), time.monotonic() + self._options.wait_s, "it is not there"
         while True:
             if path.is_file():
                 trace = load(path, self._options.volts)
-                began_s = find_marker(trace)
-                if began_s is not None and began_s + seconds <= trace.times_s[-1]:
-                    return trace, began_s
-                short = "it ends before the work did"
-                why = "the marker, 13 steps of 0.25 s of full load, is not in it" if began_s is None else short
+                if found := find_markers(trace, first, last):
+                    return trace, *found
+                why = "the load before the work and the load after it, 3 s each in a pattern, are not both in it"
             if time.monotonic() > end:
                 raise InvalidInput(f"no energy from '{path}': {why}. Record from before edgekit starts until it asks")
             time.sleep(POLL_S)

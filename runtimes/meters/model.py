@@ -1,7 +1,7 @@
 """No meter but a model: idle power all the time, and active power while cores are busy, from the device profile.
 
-E = P_idle t + (P_active - P_idle) t_busy, where t_busy is this process's CPU time over the number of cores. What it
-gives never stands where a measured figure does.
+E = P_idle t + (P_active - P_idle) t_busy, where t_busy is this process's CPU time over the number of cores that
+were at work when P_active was measured. What it gives never stands where a measured figure does.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ class _TwoStates(Counter):
             raise EdgekitError("the profile lost its watts")
         self._info, self._idle_w = info, profile.power.idle_w.value
         self._active_w, cores = profile.power.active_w.value, profile.main_unit.cores
-        self._cores = cores.value if cores else os.cpu_count() or 1
+        self._cores = profile.power.active_threads or (cores.value if cores else os.cpu_count() or 1)
 
     @property
     def info(self) -> MeterInfo:

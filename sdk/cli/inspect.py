@@ -9,7 +9,8 @@ import typer
 
 from edgekit.cli import options as given
 from edgekit.cli.lossless import verify_lossless
-from edgekit.cli.output import progress, say, show_json, show_pairs, show_table
+from edgekit.cli.output import say, show_json, show_pairs, show_table
+from edgekit.cli.places import opened_place
 from edgekit.errors import InvalidInput, unknown_name
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ def verify(
     min_sqnr_db: given.MinSqnr = None,
     threads: given.Threads = 1,
     device: given.Place = None,
-    time_limit: given.TimeLimit = 900,
+    time_limit: given.TimeLimit = None,
     offline_wheels: given.OfflineWheels = None,
     json: given.Json = False,
     quiet: given.Quiet = False,
@@ -48,7 +49,6 @@ def verify(
     from edgekit.dfloat11_folder import is_dfloat11
     from edgekit.lossless_folder import MANIFEST as LOSSLESS
     from edgekit.parity import with_gates
-    from edgekit.place import place_at
     from edgekit.report import parity_text
     from edgekit.verification import stored_tolerance
     from edgekit.verification import verify as verify_bundle
@@ -59,10 +59,7 @@ def verify(
         return verify_lossless(bundle, json, quiet)
     found = Bundle.open(bundle)
     tolerance = with_gates(stored_tolerance(found), min_cosine, min_sqnr_db)
-    with (
-        progress(quiet or device is None) as step,
-        place_at(device, time_limit_s=time_limit, offline_wheels=offline_wheels, progress=step) as place,
-    ):
+    with opened_place(device, time_limit, offline_wheels, quiet or device is None) as (place, _):
         parity = verify_bundle(found, tolerance=tolerance, threads=threads, place=place)
     if json:
         show_json(parity)

@@ -10,7 +10,8 @@ import msgspec
 import typer
 
 from edgekit.cli import options as given
-from edgekit.cli.output import check_file, progress, save_json, say, show_json, show_pairs, show_table, stoppable
+from edgekit.cli.output import check_file, save_json, say, show_json, show_pairs, show_table, stoppable
+from edgekit.cli.places import opened_place
 from edgekit.errors import GateMissed, InvalidInput
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ def profile(
     energy: given.Energy = "off",
     meter: given.Meter = None,
     device: given.Place = None,
-    time_limit: given.TimeLimit = 900,
+    time_limit: given.TimeLimit = None,
     offline_wheels: given.OfflineWheels = None,
     json: given.Json = False,
     quiet: given.Quiet = False,
@@ -53,19 +54,15 @@ def profile(
     from edgekit.benchmark import compare as compare_bundles
     from edgekit.benchmark import control, energy_of, measure, ops_of
     from edgekit.meters import energy_request
-    from edgekit.place import place_at
     from edgekit.report_measurement import measurement_cells
     from edgekit.sustained import sustain
 
     if output:
         check_file(output, force)
     asked = energy_request(energy, meter)
-    with (
-        progress(quiet) as step,
-        place_at(device, time_limit_s=time_limit, offline_wheels=offline_wheels, progress=step) as place,
-    ):
+    with opened_place(device, time_limit, offline_wheels, quiet) as (place, step):
         joules = None
-        if asked.mode != "off":
+        if asked.mode != "off" and sustained is None:
             joules = energy_of(bundle, asked, threads=threads, place=place, progress=step)
         by_op = ops_of(bundle, threads=threads, place=place, progress=step) if ops else None
         if sustained is None:
@@ -73,7 +70,9 @@ def profile(
         else:
             seconds = given.seconds(sustained)
             with stoppable() as stopped:
-                measured = sustain(bundle, seconds, threads=threads, place=place, stopped=stopped, progress=step)
+                measured = sustain(
+                    bundle, seconds, energy=asked, threads=threads, place=place, stopped=stopped, progress=step
+                )
         if aa:
             itself = compare_bundles([bundle, bundle], threads=threads, place=place, progress=step)[0]
             measured = msgspec.structs.replace(measured, control=control(itself))
@@ -108,26 +107,30 @@ def compare(
     aa: Annotated[bool, typer.Option("--aa", help="Compare the first with itself too; fails unless 1 fits.")] = False,
     output: Save = None,
     force: Force = False,
+    energy: given.Energy = "off",
+    meter: given.Meter = None,
     device: given.Place = None,
-    time_limit: given.TimeLimit = 900,
+    time_limit: given.TimeLimit = None,
     offline_wheels: given.OfflineWheels = None,
     json: given.Json = False,
     quiet: given.Quiet = False,
 ) -> int:
-    """Measure bundles in turns and say which is faster, with a confidence interval; no winner where it holds 1."""
+    """Measure bundles in turns and say which is faster, with a confidence interval; no winner where it holds 1.
+
+    With --energy also the joules of each, and no winner where their intervals overlap.
+    """
     from edgekit.benchmark import compare as compare_bundles
-    from edgekit.benchmark import control
-    from edgekit.place import place_at
+    from edgekit.benchmark import control, with_energy
+    from edgekit.meters import energy_request
     from edgekit.report_measurement import control_text
 
     if output:
         check_file(output, force)
-    given_twice = [bundles[0], *bundles] if aa else bundles
-    with (
-        progress(quiet) as step,
-        place_at(device, time_limit_s=time_limit, offline_wheels=offline_wheels, progress=step) as place,
-    ):
+    given_twice, asked = [bundles[0], *bundles] if aa else bundles, energy_request(energy, meter)
+    with opened_place(device, time_limit, offline_wheels, quiet) as (place, step):
         found = compare_bundles(given_twice, threads=threads, trials=trials, rounds=rounds, place=place, progress=step)
+        if asked.mode != "off":
+            found = with_energy(found, asked, place=place, progress=step)
     itself = control(found[0]) if aa else None
     if output:
         save_json(output, found)
@@ -137,6 +140,8 @@ def compare(
         _show_comparisons(found)
         for pair in found[1:] if itself else found:
             say(pair.verdict)
+            if pair.energy:
+                say(pair.energy.verdict)
     if itself is None:
         return 0
     print(f"A/A control {control_text(itself)}", file=sys.stderr)
@@ -180,3 +185,17 @@ def _show_comparisons(found: list[Comparison]) -> None:
         span = f"{min(pair.trial_ratios):.3f} to {max(pair.trial_ratios):.3f}"
         rows.append([pair.b.bundle, milliseconds(pair.b.latency.p50_s), f"{pair.ratio:.3f}", interval, span])
     show_table(["bundle", "p50", "time ratio", "95 % interval", f"{len(found[0].trial_ratios)} trials"], rows)
+    if found[0].energy:
+        _show_joules(found)
+
+
+def _show_joules(found: list[Comparison]) -> None:
+    """What each bundle takes, a model's figure in a line of its own, and the ratios to the first."""
+    from edgekit.report_measurement import energy_cells
+
+    for measured in (found[0].a, *(pair.b for pair in found)):
+        show_pairs([("bundle", measured.bundle), *energy_cells(measured)])
+    ratios = [(pair.b.bundle, pair.energy) for pair in found if pair.energy and pair.energy.ratio_ci]
+    for name, energy in ratios:
+        interval = f"{energy.ratio_ci.low:.3f} to {energy.ratio_ci.high:.3f}" if energy.ratio_ci else ""
+        say(f"joule ratio {name}: {energy.ratio:.3f} ({interval}, {energy.figure})")

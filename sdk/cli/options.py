@@ -19,7 +19,10 @@ Threads = Annotated[int, typer.Option("--threads", help="Threads of the runtime.
 Place = Annotated[
     str | None, typer.Option("--device", "-d", help="ssh:user@host[:port] or adb:SERIAL; this machine when left out.")
 ]
-TimeLimit = Annotated[int, typer.Option("--time-limit", help="Seconds after which a board ends the work by itself.")]
+TimeLimit = Annotated[
+    int | None,
+    typer.Option("--time-limit", help="Seconds until a board ends the work by itself; 900 if left out."),
+]
 OfflineWheels = Annotated[
     Path | None, typer.Option("--offline-wheels", help="Folder with wheels for the board, where no index is in reach.")
 ]

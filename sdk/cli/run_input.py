@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from edgekit.cli import options as given
-from edgekit.cli.output import progress, say, show_json, show_pairs, show_table
+from edgekit.cli.output import say, show_json, show_pairs, show_table
+from edgekit.cli.places import opened_place
 from edgekit.cli.run_text import run_text
 from edgekit.errors import InvalidInput
 
@@ -32,7 +33,7 @@ def run(
     seed: Annotated[int, typer.Option("--seed", help="The same seed draws the same text.")] = 0,
     threads: given.Threads = 1,
     device: given.Place = None,
-    time_limit: given.TimeLimit = 900,
+    time_limit: given.TimeLimit = None,
     offline_wheels: given.OfflineWheels = None,
     json: given.Json = False,
     quiet: given.Quiet = False,
@@ -44,12 +45,11 @@ def run(
         raise InvalidInput("--save takes one --input")
     from edgekit.bundle import Bundle
     from edgekit.generation import Sampling
-    from edgekit.place import open_at, place_at
+    from edgekit.place import open_at
 
     found = Bundle.open(bundle)
     with (
-        progress(quiet or device is None) as step,
-        place_at(device, time_limit_s=time_limit, offline_wheels=offline_wheels, progress=step) as place,
+        opened_place(device, time_limit, offline_wheels, quiet or device is None) as (place, _),
         open_at(place, found, threads) as session,
     ):
         if prompt is not None:

@@ -45,8 +45,10 @@ def _facts(found: Delegation) -> list[tuple[str, str]]:
 def _fallbacks(label: str, found: Delegation) -> Html:
     if not found.fallbacks:
         return NOTHING
-    rows = [[each.op, each.where, each.source or "not known", each.reason] for each in found.fallbacks]
-    return table(f"Ops of {label} that did not run on {found.unit}", ["op", "module", "source line", "reason"], rows)
+    counts = Counter((each.op, each.where, each.source or "not known", each.reason) for each in found.fallbacks)
+    rows = [[op, str(count), *rest] for (op, *rest), count in counts.items()]
+    columns = ["op", "times", "module", "source line", "reason"]
+    return table(f"Ops of {label} that did not run on {found.unit}", columns, rows, {1})
 
 
 def _types(label: str, found: Delegation) -> Html:

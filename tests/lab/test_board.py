@@ -112,6 +112,17 @@ def test_an_emulated_time_passes_no_gate(board: Board, pte: Path) -> None:
     assert "this one is emulated" in errors
 
 
+def test_an_emulated_board_gives_no_profile(board: Board, tmp_path: Path) -> None:
+    out = tmp_path / "pi.toml"
+    code, output, errors = Command(board, "calibrate", "raspberrypi5", "-o", out).end()
+    assert code == 2, errors
+    assert "the machine to measure is emulated: its times say nothing about Raspberry Pi 5" in errors
+    assert output == ""
+    assert list(tmp_path.iterdir()) == []
+    assert board.processes() == []
+    assert runs(board) == []
+
+
 def test_a_damaged_bundle_on_the_board_is_sent_again(board: Board, pte: Path) -> None:
     assert Command(board, "profile", pte, "--calls", "5").end()[0] == 0
     (model,) = (board.home / ".edgekit/store").glob("*/model.pte")
