@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from edgekit.lossless import verify_weights as verify_weights
     from edgekit.metering import meter as meter
     from edgekit.model import Loaded as Loaded
+    from edgekit.multipart import export_parts as export_parts
     from edgekit.pipeline import export as export
     from edgekit.planning import plan as plan
     from edgekit.profile import find_device as find_device
@@ -52,6 +53,7 @@ _HOME = {
     "compress_weights": "lossless",
     "decompress_weights": "lossless",
     "export": "pipeline",
+    "export_parts": "multipart",
     "find_device": "profile",
     "generate": "decoding",
     "load": "source",

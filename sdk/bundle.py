@@ -33,6 +33,7 @@ SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
 GOLDEN = "golden.npz"
 REPORT = "report.html"
+PARTS = "parts.json"  # of a folder with several bundles that are one model; see `edgekit.parts`
 MAX_MANIFEST_BYTES = 64 << 20  # a sane one is under 1 MB
 
 
@@ -263,6 +264,8 @@ def record_file(root: Path, path: str) -> dict[str, Any]:
 
 def _read_manifest(root: Path) -> Manifest:
     path = root / MANIFEST
+    if _is_file(root / PARTS):
+        raise InvalidInput(f"'{root}' holds a model in parts, each a bundle: name one, as in '{root / 'encoder'}'")
     if not _is_file(path):
         raise InvalidInput(f"'{root}' is not a bundle: it has no {MANIFEST}. Make one with: edgekit export -o {root}")
     if (size := path.stat().st_size) > MAX_MANIFEST_BYTES:

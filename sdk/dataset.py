@@ -42,12 +42,7 @@ class Dataset:
     @property
     def sha256(self) -> str:
         """Hash of names, dtypes, shapes and bytes of all samples, in order."""
-        digest = hashlib.sha256()
-        for sample in self.samples:
-            for name, array in sorted(sample.items()):
-                digest.update(f"{name}:{array.dtype}:{array.shape};".encode())
-                digest.update(np.ascontiguousarray(array).data)
-        return digest.hexdigest()
+        return arrays_sha256(self.samples)
 
     def split(self, every: int = 4) -> tuple[Dataset, Dataset]:
         """Two disjoint parts: all but every `every`-th sample, and these."""
@@ -74,6 +69,16 @@ def load_dataset(text: str, inputs: tuple[TensorSpec, ...], preprocess: Preproce
     raise InvalidInput(
         f"no samples at '{text}': give a folder of images, a file.npz, or builtin:NAME with {', '.join(BUILTIN)}"
     )
+
+
+def arrays_sha256(samples: Sequence[Arrays]) -> str:
+    """Hash of names, dtypes, shapes and bytes of samples, in order."""
+    digest = hashlib.sha256()
+    for sample in samples:
+        for name, array in sorted(sample.items()):
+            digest.update(f"{name}:{array.dtype}:{array.shape};".encode())
+            digest.update(np.ascontiguousarray(array).data)
+    return digest.hexdigest()
 
 
 def random_samples(example: Arrays) -> tuple[Arrays, ...]:
@@ -128,17 +133,21 @@ def _views(photo: bytes, rng: np.random.Generator) -> Sequence[Array]:
     return views
 
 
-def _image_folder(path: Path, preprocess: Preprocess | None, assets: Assets) -> Dataset:
+def image_files(path: Path, preprocess: Preprocess | None) -> tuple[list[Path], ImagePreprocess]:
+    """All images below a folder, in the order of their names, and the preprocessing that they need.
+
+    Raises `InvalidInput` where there are none, or the model takes no images.
+    """
     found = sorted(p for p in path.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
     if not found:
         raise InvalidInput(f"folder '{path}' holds no images ({', '.join(sorted(IMAGE_SUFFIXES))})")
     if not isinstance(preprocess, ImagePreprocess):
         raise InvalidInput(f"'{path}' holds images, and this model has no image preprocessing: give a file.npz instead")
-    chosen, warnings = _thin(found)
-    return Dataset(str(path), tuple(preprocess(p, assets) for p in chosen), warnings)
+    return found, preprocess
 
 
-def _npz(path: Path, inputs: tuple[TensorSpec, ...]) -> Dataset:
+def npz_rows(path: Path, inputs: tuple[TensorSpec, ...]) -> Arrays:
+    """An array for each input, samples along axis 0. Raises `InvalidInput` for other names or lengths that differ."""
     arrays = read_npz(path)
     wanted = [spec.name for spec in inputs]
     if sorted(arrays) != sorted(wanted):
@@ -148,7 +157,18 @@ def _npz(path: Path, inputs: tuple[TensorSpec, ...]) -> Dataset:
         raise InvalidInput(
             f"'{path}' must hold the same number of samples along axis 0 of every array, found {lengths}"
         )
-    rows, warnings = _thin(list(range(next(iter(lengths.values())))))
+    return arrays
+
+
+def _image_folder(path: Path, preprocess: Preprocess | None, assets: Assets) -> Dataset:
+    found, prepare = image_files(path, preprocess)
+    chosen, warnings = _thin(found)
+    return Dataset(str(path), tuple(prepare(p, assets) for p in chosen), warnings)
+
+
+def _npz(path: Path, inputs: tuple[TensorSpec, ...]) -> Dataset:
+    arrays = npz_rows(path, inputs)
+    rows, warnings = _thin(list(range(len(next(iter(arrays.values()))))))
     return Dataset(str(path), tuple({n: a[i : i + 1] for n, a in arrays.items()} for i in rows), warnings)
 
 
@@ -161,20 +181,22 @@ def _thin(items: list[T]) -> tuple[list[T], tuple[str, ...]]:
 
 def _checked(dataset: Dataset, inputs: tuple[TensorSpec, ...]) -> Dataset:
     for index, sample in enumerate(dataset.samples):
-        for spec in inputs:
-            array = sample.get(spec.name)
-            if array is None:
-                raise InvalidInput(f"'{dataset.origin}' gives {', '.join(sample)}, and the model takes '{spec.name}'")
-            sizes = zip(spec.shape[1:], array.shape[1:], strict=False)
-            if array.ndim != len(spec.shape) or any(isinstance(w, int) and w != g for w, g in sizes):
-                raise InvalidInput(
-                    f"sample {index} of '{dataset.origin}': input '{spec.name}' has shape {list(array.shape)}, "
-                    f"the model takes {list(spec.shape)}"
-                )
-            if array.dtype.name != spec.dtype:
-                raise InvalidInput(
-                    f"sample {index} of '{dataset.origin}': input '{spec.name}' is {array.dtype}, not {spec.dtype}"
-                )
-            if array.dtype.kind == "f" and not np.isfinite(array).all():
-                raise InvalidInput(f"sample {index} of '{dataset.origin}': input '{spec.name}' holds NaN or Inf")
+        check_sample(sample, inputs, f"sample {index} of '{dataset.origin}'")
     return dataset
+
+
+def check_sample(sample: Arrays, inputs: tuple[TensorSpec, ...], shown: str) -> None:
+    """Raise `InvalidInput` unless a sample has every input with its dtype and shape, without NaN."""
+    for spec in inputs:
+        array = sample.get(spec.name)
+        if array is None:
+            raise InvalidInput(f"{shown} gives {', '.join(sample)}, and the model takes '{spec.name}'")
+        sizes = zip(spec.shape[1:], array.shape[1:], strict=False)
+        if array.ndim != len(spec.shape) or any(isinstance(w, int) and w != g for w, g in sizes):
+            raise InvalidInput(
+                f"{shown}: input '{spec.name}' has shape {list(array.shape)}, the model takes {list(spec.shape)}"
+            )
+        if array.dtype.name != spec.dtype:
+            raise InvalidInput(f"{shown}: input '{spec.name}' is {array.dtype}, not {spec.dtype}")
+        if array.dtype.kind == "f" and not np.isfinite(array).all():
+            raise InvalidInput(f"{shown}: input '{spec.name}' holds NaN or Inf")

@@ -11,6 +11,8 @@ from pathlib import Path
 
 from edgekit.errors import EdgekitError, InvalidInput, OutputExists
 
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # what a system says when nothing more can be written
+
 
 def check_free(folder: Path, force: bool, marker: str) -> None:
     """Raise `OutputExists` unless `folder` may be made; `force` replaces one that holds the file `marker`, or none."""
@@ -60,6 +62,6 @@ def write_errors(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        if error.errno in FULL:
             raise InvalidInput(f"the disk is full, and nothing was left at '{folder}': make room there") from error
         raise EdgekitError(f"cannot write '{folder}': {error.strerror or error}") from error

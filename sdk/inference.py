@@ -8,13 +8,13 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any, overload
 
 import msgspec
 import numpy as np
 
 from edgekit import registry
-from edgekit.bundle import Bundle, Delegation
+from edgekit.bundle import PARTS, Bundle, Delegation
 from edgekit.errors import BundleCorrupt, InvalidInput
 from edgekit.folder import write_errors
 from edgekit.lossless_artifact import PackedFile
@@ -23,21 +23,49 @@ from edgekit.processing import Array, Arrays, ImagePreprocess, check_arrays, rea
 from edgekit.session import Runtime, Session
 from edgekit.types import TensorSpec
 
+if TYPE_CHECKING:
+    from edgekit.parts import BundleInParts
+    from edgekit.segmenting import SegmentSession
+
 RUNTIMES = "edgekit.runtimes"
 
 
-def open_session(bundle: Bundle | str | Path, *, threads: int = 1) -> Session:
-    """Load a bundle into its runtime.
+@overload
+def open_session(bundle: Bundle, *, threads: int = 1) -> Session: ...
+
+
+@overload
+def open_session(bundle: BundleInParts, *, threads: int = 1) -> SegmentSession: ...
+
+
+@overload
+def open_session(bundle: str | Path, *, threads: int = 1) -> Session | SegmentSession: ...
+
+
+def open_session(bundle: Bundle | BundleInParts | str | Path, *, threads: int = 1) -> Session | SegmentSession:
+    """Load a bundle into its runtime; one in parts makes a `SegmentSession`.
 
     Raises `InvalidInput` when there is no bundle, `BundleCorrupt` when its files are damaged, `ToolchainMissing` when
     the runtime is not installed.
     """
     if threads < 1:
         raise InvalidInput(f"threads must be 1 or more, not {threads}")
-    found = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
+    found = bundle if isinstance(bundle, Bundle) else _opened(bundle)
+    if not isinstance(found, Bundle):
+        from edgekit.segmenting import SegmentSession  # which opens each part here
+
+        return SegmentSession(found, threads=threads)
     runtime: Runtime = registry.load(RUNTIMES, found.artifact.runtime)
     with unpacked(found) as plain:
         return runtime.open_session(plain, threads=threads)
+
+
+def _opened(bundle: BundleInParts | str | Path) -> Bundle | BundleInParts:
+    if isinstance(bundle, str | Path) and not (Path(bundle) / PARTS).is_file():
+        return Bundle.open(bundle)
+    from edgekit.parts import BundleInParts  # which opens each part here
+
+    return bundle if isinstance(bundle, BundleInParts) else BundleInParts.open(bundle)
 
 
 def delegation(bundle: Bundle, feeds: Arrays) -> Delegation:

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import msgspec
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 from edgekit.errors import InvalidInput, UnsupportedModel
 from edgekit.generation import Generation
 from edgekit.processing import Arrays, Assets, ImagePreprocess, Postprocess, Preprocess, logits_output
+from edgekit.segmentation import Segmentation
 from edgekit.types import DTYPES, DType, DynamicDim, ModelSource, TensorSpec
 
 Example = Tensor | Sequence[Tensor] | Mapping[str, Tensor]
@@ -35,6 +37,7 @@ class Loaded:
     calibration: str | None = None  # data sets in the grammar of `edgekit.dataset`
     evaluation: str | None = None
     generation: Generation | None = None  # of a language model
+    segmentation: Segmentation | None = None  # of a promptable model, which is exported as two graphs
     dynamic: tuple[DynamicDim, ...] = ()  # unless the user names some
     warnings: tuple[str, ...] = ()
 
@@ -65,6 +68,7 @@ class Model:
     calibration: str | None = None
     evaluation: str | None = None
     generation: Generation | None = None
+    segmentation: Segmentation | None = None
     warnings: tuple[str, ...] = ()
 
     @property
@@ -132,10 +136,15 @@ def name_outputs(result: Any, prefix: str = "") -> dict[str, Tensor]:
     return named
 
 
-def weights_sha256(module: nn.Module) -> str:
-    """Hash of names, dtypes, shapes and bytes of all parameters and buffers, in name order."""
+def weights_sha256(module: nn.Module, *, outside: str | None = None) -> str:
+    """Hash of names, dtypes, shapes and bytes of all parameters and buffers, in name order.
+
+    With `outside`, of those that are not in the module at that path.
+    """
     digest = hashlib.sha256()
     for name, tensor in sorted(_weights(module).items()):
+        if outside is not None and name.startswith(f"{outside}."):
+            continue
         digest.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)};".encode())
         digest.update(tensor.detach().contiguous().flatten().view(torch.uint8).numpy().data if tensor.numel() else b"")
     return digest.hexdigest()
@@ -169,7 +178,7 @@ def make_model(source: ModelSource, loaded: Loaded, options: LoadOptions) -> Mod
     outputs = _run_once(module, example)
     inputs = tuple(_spec(name, tensor, dynamic, loaded.preprocess) for name, tensor in example.items())
     return Model(
-        source=ModelSource(kind=source.kind, ref=source.ref, sha256=weights_sha256(module)),
+        source=msgspec.structs.replace(source, sha256=weights_sha256(module)),
         module=module,
         example=example,
         inputs=inputs,
@@ -181,6 +190,7 @@ def make_model(source: ModelSource, loaded: Loaded, options: LoadOptions) -> Mod
         calibration=loaded.calibration,
         evaluation=loaded.evaluation,
         generation=loaded.generation,
+        segmentation=loaded.segmentation,
         warnings=warnings,
     )
 

@@ -80,6 +80,8 @@ def export(
     if isinstance(model, str):
         progress(f"load {model}")
         model = load(model)
+    if model.segmentation:
+        raise InvalidInput(f"'{model.name}' is exported as two graphs: call edgekit.export_parts")
     made = draft(model, device, options, progress)
     memory = made.forecast.memory
     largest = max(memory.artifact_bytes, memory.weight_bytes)  # before it is packed, where it is

@@ -25,12 +25,16 @@ Assets = Mapping[str, bytes]  # file name -> content; the files a bundle carries
 
 
 class ImagePreprocess(Value, frozen=True, kw_only=True, tag="image"):
-    """Photograph -> float32 `[1, 3, H, W]` (or `[1, H, W, 3]`): resize, centre crop, `(rgb / 255 - mean) / std`."""
+    """Photograph -> float32 `[1, 3, H, W]` (or `[1, H, W, 3]`): resize, crop or pad, `(rgb / 255 - mean) / std`.
+
+    `longest_side` keeps the whole photograph in the upper left corner and fills the rest with zeros, which come after
+    `mean` and `std` as in transformers' SamImageProcessor; `valid_size` says how much of the input is photograph.
+    """
 
     input: str
     height: int
     width: int
-    resize: Literal["shorter_side", "stretch"] = "shorter_side"
+    resize: Literal["shorter_side", "stretch", "longest_side"] = "shorter_side"
     shorter_side: int | None = None  # pixels after resizing and before the crop; defaults to the crop's own size
     interpolation: Literal["nearest", "bilinear", "bicubic", "lanczos"] = "bilinear"
     mean: tuple[float, float, float] = (0.0, 0.0, 0.0)
@@ -39,19 +43,27 @@ class ImagePreprocess(Value, frozen=True, kw_only=True, tag="image"):
 
     def __call__(self, source: str | Path | bytes | Array, assets: Assets) -> Arrays:
         """`source` is a path, the bytes of an image file, or a uint8 array `[H, W, 3]` or `[H, W]`."""
-        pixels = np.asarray(self.frame(open_image(source)), dtype=np.float32) / 255.0  # [H, W, 3]
-        normal = (pixels - np.array(self.mean, np.float32)) / np.array(self.std, np.float32)
-        if self.layout == "NCHW":
-            normal = normal.transpose(2, 0, 1)
-        return {self.input: np.ascontiguousarray(normal[None], dtype=np.float32)}
+        pixels = np.asarray(self.frame(open_image(source)))  # uint8 [h, w, 3]
+        planes = np.zeros((3, self.height, self.width), np.float32)
+        for channel, plane in enumerate(planes):  # each for itself is eight times as fast as all of [h, w, 3]
+            covered = plane[: pixels.shape[0], : pixels.shape[1]]  # all of it, but for `longest_side`
+            covered[...] = pixels[..., channel]
+            covered /= 255.0
+            covered -= self.mean[channel]
+            covered /= self.std[channel]
+        normal = planes if self.layout == "NCHW" else planes.transpose(1, 2, 0)
+        return {self.input: np.ascontiguousarray(normal[None])}
 
     def frame(self, image: Image) -> Image:
-        """Resize and crop to the model's input size."""
+        """Resize, and crop to the model's input size where it is larger."""
         from PIL.Image import Resampling
 
         method = Resampling[self.interpolation.upper()]
         if self.resize == "stretch":
             return image.resize((self.width, self.height), method)
+        if self.resize == "longest_side":
+            height, width = self.valid_size(image.height, image.width)
+            return image.resize((width, height), method)
         side = max(self.shorter_side or 0, self.height, self.width)
         scale = side / min(image.size)
         if max(image.size) > MAX_ASPECT * min(image.size):
@@ -59,6 +71,13 @@ class ImagePreprocess(Value, frozen=True, kw_only=True, tag="image"):
         image = image.resize((max(side, round(image.width * scale)), max(side, round(image.height * scale))), method)
         left, top = (image.width - self.width) // 2, (image.height - self.height) // 2
         return image.crop((left, top, left + self.width, top + self.height))
+
+    def valid_size(self, height: int, width: int) -> tuple[int, int]:
+        """Rows and columns of the model's input that a photograph of this size covers; the rest is padding."""
+        if self.resize != "longest_side":
+            return self.height, self.width
+        scale = min(self.height / height, self.width / width)
+        return max(1, int(height * scale + 0.5)), max(1, int(width * scale + 0.5))
 
 
 class TextPreprocess(Value, frozen=True, kw_only=True, tag="text"):
@@ -170,6 +189,8 @@ def open_image(source: str | Path | bytes | Array) -> Image:
     try:
         image = Image.open(io.BytesIO(source) if isinstance(source, bytes) else source)
         image = ImageOps.exif_transpose(image)
+        if image.mode == "F":
+            raise ValueError("its pixels are floats without a range, so nothing says what white is: save it in 8 bits")
         if image.mode.startswith("I"):  # 16 bits a pixel, which Pillow would clip at 255
             image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
         return image.convert("RGB")  # decoding happens here, so broken files fail here
@@ -179,6 +200,24 @@ def open_image(source: str | Path | bytes | Array) -> Image:
         raise InvalidInput(f"{shown} is too large to decode safely: {error}") from error
     except Exception as error:  # Pillow's decoders raise a dozen types for damaged files
         raise InvalidInput(f"{shown} is not a readable image: {error}") from error
+
+
+def image_size(content: bytes) -> tuple[int, int]:
+    """Height and width of an image file as `open_image` gives it.
+
+    Only the header is read, of a PNG all of it: its orientation may come last. Raises `InvalidInput`
+    for what is no image.
+    """
+    try:
+        from PIL import ExifTags, Image
+    except ImportError as error:
+        raise ToolchainMissing("images need Pillow: pip install pillow") from error
+    try:
+        image = Image.open(io.BytesIO(content))
+        turned = image.getexif().get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)  # by a quarter
+    except Exception as error:  # Pillow's readers raise a dozen types for damaged files
+        raise InvalidInput(f"it is not a readable image: {error}") from error
+    return (image.width, image.height) if turned else (image.height, image.width)
 
 
 def read_npz(path: Path) -> Arrays:

@@ -10,10 +10,12 @@ from torch import nn
 from edgekit import registry
 from edgekit.errors import InvalidInput, UnknownName
 from edgekit.model import Example, Loaded, LoadOptions, Model, make_model
+from edgekit.sources._segment_anything import with_prompts
 from edgekit.types import DTYPES, DynamicDim, ModelSource, TensorSpec
 
 SOURCES = "edgekit.sources"
 ZOO = "edgekit.zoo"
+DISTILLED = "distilled.json"  # in a folder that `edgekit distill` wrote
 
 
 def load(
@@ -41,12 +43,11 @@ def load(
         trust_remote_code=trust_remote_code,
     )
     if isinstance(ref, nn.Module):
-        return make_model(
-            ModelSource(kind="module", ref=type(ref).__name__), Loaded(module=ref, example=example), options
-        )
+        loaded = with_prompts(Loaded(module=ref, example=example))
+        return make_model(ModelSource(kind="module", ref=type(ref).__name__), loaded, options)
     source = parse_source(ref)
     loaded = registry.load(SOURCES, source.kind).load(source.ref, options)
-    return make_model(source, loaded, options)
+    return make_model(source, with_prompts(loaded), options)
 
 
 def parse_source(ref: str) -> ModelSource:
@@ -55,6 +56,8 @@ def parse_source(ref: str) -> ModelSource:
         return ModelSource(kind="zoo", ref=ref.removeprefix("zoo:"))
     if ref.endswith(".pt2"):
         return ModelSource(kind="pt2", ref=ref)
+    if ref and os.path.isfile(os.path.join(ref, DISTILLED)):
+        return ModelSource(kind="distilled", ref=ref)
     if ref and os.path.isdir(ref):
         return ModelSource(kind="huggingface", ref=ref)
     if ":" in ref:

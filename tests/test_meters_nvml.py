@@ -34,6 +34,7 @@ int nvmlDeviceGetTotalEnergyConsumption(void *device, unsigned long long *energy
   *energy = millijoules += 2500;
   return device == gpus ? 0 : 3;
 }
+int nvmlDeviceGetUtilizationRates(void *device, unsigned *found) { found[0] = 73; found[1] = 9; return 0; }
 int nvmlDeviceGetFieldValues(void *device, int count, struct field *values) {
   for (int k = 0; k < count; k++) {
     values[k].status = device == gpus ? 0 : 3;
@@ -54,6 +55,11 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> str:
     built = folder / "libnvidia-ml.so"
     subprocess.run([compiler, "-shared", "-fPIC", "-o", str(built), str(folder / "nvml.c")], check=True)
     return str(built)
+
+
+def test_the_share_of_time_in_kernels_is_read(library: str) -> None:
+    with Gpu(0, library) as gpu:
+        assert gpu.busy_share() == 0.73
 
 
 def test_the_counter_is_read_in_joules(library: str) -> None:

@@ -64,3 +64,18 @@ def test_lossless_gives_the_same_logits(tmp_path: Path) -> None:
     result = subprocess.run(run, capture_output=True, text=True, check=True)
     assert re.search(r"on disk: (6\d|7[0-5])\.\d% of the original", result.stdout)
     assert re.search(r"(small|bf16): \S+ of the memory, logits identical", result.stdout)
+
+
+@pytest.mark.slow
+def test_distill_sam_leaves_a_card_a_bundle_and_a_mask(tmp_path: Path) -> None:
+    pytest.importorskip("transformers", reason="transformers is not installed")
+    from PIL import Image
+
+    run = [sys.executable, "-P", str(SAMPLES / "distill_sam.py"), "--out", str(tmp_path / "out"), "--steps", "15"]
+    result = subprocess.run(run, capture_output=True, text=True, check=True, cwd=tmp_path)
+    assert "untrained student" in result.stdout
+    assert re.search(r"Refinement \w+", result.stdout)
+    assert '"worst_channel_r2"' in (tmp_path / "out/card.json").read_text(encoding="utf-8")
+    assert Image.open(tmp_path / "out/mask.png").size == (320, 320)
+    assert (tmp_path / "out/bundle/encoder/manifest.json").is_file()
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]

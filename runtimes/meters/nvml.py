@@ -86,6 +86,12 @@ class _FieldValue(ctypes.Structure):
     )
 
 
+class _Utilization(ctypes.Structure):
+    """`nvmlUtilization_t`, in percent."""
+
+    _fields_ = (("gpu", ctypes.c_uint), ("memory", ctypes.c_uint))
+
+
 class Gpu:
     """One GPU under NVML. Raises `OSError` without the library, `EdgekitError` with NVML's own words otherwise."""
 
@@ -115,6 +121,12 @@ class Gpu:
         self._call("nvmlDeviceGetFieldValues", self._handle, ctypes.c_int(1), ctypes.byref(found))
         self._check("nvmlDeviceGetFieldValues", found.status)
         return int(found.value & 0xFFFFFFFF) / 1e3  # an unsigned int in a union
+
+    def busy_share(self) -> float:
+        """Share of the driver's last sample period, of a sixth to one second, in which a kernel ran."""
+        found = _Utilization()
+        self._call("nvmlDeviceGetUtilizationRates", self._handle, ctypes.byref(found))
+        return int(found.gpu) / 100
 
     def driver(self) -> str:
         """Version of the driver."""

@@ -3,21 +3,28 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from edgekit.cli import options as given
-from edgekit.cli.output import progress, say, show_json
+from edgekit.cli.output import progress, say, show_json, show_table
 from edgekit.errors import InvalidInput
 
 if TYPE_CHECKING:
+    from edgekit.distill.site import Site
     from edgekit.preflight import Analysis
+
+SHOWN_REFUSED = 5  # lines
+WORTH = 0.3  # least share of a model that is suggested to be swapped
+IMAGE_RANK = 4  # [B, C, H, W], what students see
 
 
 @given.verb("analyze", "edgekit analyze -m model.py:make --format tflite\n\n"
-            "Next:  edgekit analyze -m model.py:make --format tflite --save-repro repro")  # fmt: skip
+            "Next:  edgekit analyze -m model.py:make --format tflite --save-repro repro\n\n"
+            "What another encoder can take the place of:  edgekit analyze -m model.py:make --sites")  # fmt: skip
 def analyze(
     model: given.ModelRef,
     format: given.Format = "all",
@@ -29,6 +36,9 @@ def analyze(
     save_repro: Annotated[
         Path | None, typer.Option("--save-repro", help="Write the smallest failing submodule as a script here.")
     ] = None,
+    sites: Annotated[
+        bool, typer.Option("--sites", help="List the modules that a lighter encoder can take the place of instead.")
+    ] = False,
     trust_remote_code: given.TrustRemoteCode = False,
     json: given.Json = False,
     quiet: given.Quiet = False,
@@ -37,6 +47,15 @@ def analyze(
 
     Exits 1 when something needs a rewrite.
     """
+    if sites:
+        if format != "all" or save_repro:
+            raise InvalidInput("--sites does not depend on a format: leave out --format and --save-repro")
+        found_sites = _sites(model, input or (), dynamic or (), trust_remote_code, quiet)
+        if json:
+            show_json(found_sites)
+        else:
+            _show_sites(model, found_sites, every)
+        return 0 if any(site.refused is None for site in found_sites) else 1
     from edgekit import preflight, repro
     from edgekit.multiformat import choose_formats
     from edgekit.source import load
@@ -68,6 +87,41 @@ def analyze(
         part = f"'{saved}'" if saved else "the whole model"
         say("nothing fails: no script written" if saved is None else f"{save_repro}/repro.py fails like {part}")
     return 0 if all(analysis.converts for analysis in found) else 1
+
+
+def _sites(
+    model: str, inputs: Sequence[str], dynamic: Sequence[str], trust_remote_code: bool, quiet: bool
+) -> tuple[Site, ...]:
+    from edgekit.distill.site import sites
+    from edgekit.source import load
+
+    with progress(quiet) as step:
+        step(f"load {model}")
+        loaded = load(model, inputs=inputs, dynamic=dynamic, trust_remote_code=trust_remote_code)
+        step("follow the data between its modules")
+        return sites(loaded)
+
+
+def _show_sites(model: str, found: Sequence[Site], every: bool) -> None:
+    usable = [site for site in found if site.refused is None]
+    refused = [site for site in found if site.refused is not None]
+    columns = ("site", "params", "of model", "MACs", "of model", "time", "outputs that the rest reads")
+    if usable:
+        show_table(columns, [_row(site) for site in usable])
+    for site in refused if every else refused[:SHOWN_REFUSED]:
+        say(f"not {site.path} ({site.weight:.0%} of the model): {site.refused}")
+    if not every and len(refused) > SHOWN_REFUSED:
+        say(f"and {len(refused) - SHOWN_REFUSED} more that cannot be swapped: add --every")
+    parts = [site for site in usable if site.weight >= WORTH and site.params_share < 1]  # not the model itself
+    if worthy := [site for site in parts if len(site.inputs[0].shape) == IMAGE_RANK]:
+        say(f"Next: edgekit distill -m {model} --site {worthy[0].path} --student npu-conv --data DIR -o OUT")
+
+
+def _row(site: Site) -> tuple[str, ...]:
+    params = f"{site.params:,}", f"{site.params_share:.1%}"
+    macs = f"{site.macs:,}", f"{site.macs_share:.1%}"
+    time = "" if site.time_share is None else f"{site.time_share:.1%}"
+    return site.path, *params, *macs, time, "; ".join(map(str, site.outputs))
 
 
 def _show(analysis: Analysis, every: bool) -> None:

@@ -8,7 +8,19 @@ import traceback
 
 import typer
 
-from edgekit.cli import analyze, bench, calibrate, devices, export, inspect, lossless, measure, report, run_input
+from edgekit.cli import (
+    analyze,
+    bench,
+    calibrate,
+    devices,
+    distill,
+    export,
+    inspect,
+    lossless,
+    measure,
+    report,
+    run_input,
+)
 from edgekit.errors import EdgekitError, InvalidInput
 from edgekit.toolchains import torch_missing
 
@@ -26,6 +38,7 @@ for verb in (
     export.export,
     export.plan,
     analyze.analyze,
+    distill.distill,
     lossless.compress,
     lossless.decompress,
     inspect.verify,

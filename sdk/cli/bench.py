@@ -112,3 +112,68 @@ def cost(
     say("median and 90th percentile of held-out errors, rank correlation, (graphs)\n")
     show_table(*bench.table(found))
     return 0
+
+
+@app.command("distill-gpu", epilog="Example:  edgekit bench distill-gpu --work DIR --output distill_gpu.json")
+def distill_gpu(
+    work: Annotated[Path, typer.Option("--work", help="Folder for data, teacher and cache; kept, and used again.")],
+    side: Annotated[int, typer.Option("--side", help="Pixels of the teacher's image.")] = 512,
+    hidden: Annotated[int, typer.Option("--hidden", help="Width of the teacher's encoder.")] = 640,
+    layers: Annotated[int, typer.Option("--layers", help="Its layers.")] = 12,
+    images: Annotated[int, typer.Option("--images", help="Scenes to draw.")] = 3000,
+    teacher_seconds: Annotated[float, typer.Option("--teacher-seconds", help="Of training the teacher.")] = 150.0,
+    steps: Annotated[int, typer.Option("--steps", help="Of training the student; 0 stops at the teacher.")] = 1500,
+    probe_steps: Annotated[int, typer.Option("--probe-steps", help="Of timing each kind of store.")] = 100,
+    batch: Annotated[int, typer.Option("--batch", help="Images a step.")] = 64,
+    device: Annotated[str, typer.Option("--device", help="cuda, or cpu to try it.")] = "cuda",
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Write the figures here as JSON too.")] = None,
+    json: given.Json = False,
+    quiet: given.Quiet = False,
+) -> int:
+    """Distil the encoder of a Segment Anything that is trained first: images/s, GPU busy share, cost of a cache."""
+    from edgekit.bench import distill_gpu as bench
+    from edgekit.bench._shapes_teacher import TeacherSize
+
+    size = TeacherSize(side=side, hidden=hidden, layers=layers)
+    with progress(quiet) as step:
+        if not steps:
+            show_json(bench.teacher(work, size, images, teacher_seconds, device, step))
+            return 0
+        found = bench.run(
+            work, size=size, images=images, teacher_seconds=teacher_seconds, steps=steps, probe_steps=probe_steps,
+            batch=batch, device=device, progress=step,
+        )  # fmt: skip
+    if output:
+        output.write_text(found.to_json() + "\n", encoding="utf-8")
+    if json:
+        show_json(found)
+        return 0
+    show_pairs(bench.cells(found))
+    return 0
+
+
+@app.command("distill", epilog="Example:  edgekit bench distill --seeds 3 --output distill.json")
+def distill(
+    seeds: Annotated[int, typer.Option("--seeds", help="Teachers to train and distil.")] = 3,
+    jobs: Annotated[int, typer.Option("--jobs", help="Seeds at work at once, each in a process of one thread.")] = 1,
+    cache: Annotated[Path | None, typer.Option("--cache", help="Folder that keeps trained teachers.")] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Write the cards here as JSON too.")] = None,
+    json: given.Json = False,
+    quiet: given.Quiet = False,
+) -> int:
+    """Distil a toy Segment Anything with every control: is the student true to its teacher, smaller and faster?"""
+    from edgekit.bench import distill as bench
+
+    with progress(quiet) as step:
+        found = bench.run(seeds, jobs=jobs, cache=cache, progress=step)
+    if output:
+        output.write_text(found.to_json() + "\n", encoding="utf-8")
+    if json:
+        show_json(found)
+        return 0
+    show_table(*bench.table(found))
+    for each in found.seeds:
+        say(f"\nseed {each.seed}")
+        for verdict in each.card.verdicts:
+            say(f"  {verdict}")
+    return 0

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from edgekit.cli import options as given
+from edgekit.cli import parts
 from edgekit.cli.output import progress, say, show_json, show_pairs, show_table, warn
 from edgekit.errors import InvalidInput
 
 if TYPE_CHECKING:
     from edgekit.bundle import Bundle
-    from edgekit.drafting import Draft
+    from edgekit.drafting import Draft, ExportOptions
+    from edgekit.model import Model
     from edgekit.report import Report
 
 
@@ -53,10 +56,11 @@ def export(
     leaves nothing behind. With several formats, or `--format all`, each makes a bundle in a folder of its own under -o.
     """
     from edgekit import pipeline
-    from edgekit.bundle import MANIFEST
-    from edgekit.drafting import ExportOptions, draft
+    from edgekit.bundle import MANIFEST, PARTS
+    from edgekit.drafting import ExportOptions
     from edgekit.folder import check_free
     from edgekit.multiformat import check_folder, choose_formats, export_formats
+    from edgekit.multipart import export_parts
     from edgekit.source import load
 
     several = choose_formats(format) if format == "all" or "," in format else ()
@@ -83,20 +87,26 @@ def export(
         if several:
             check_folder(output, several, force)
         elif not dry_run:
-            check_free(output, force, MANIFEST)
+            check_free(output, force, PARTS if (output / PARTS).is_file() else MANIFEST)
         step(f"load {model}")
         loaded = load(
             model, inputs=input or (), dynamic=dynamic or (), context=context, trust_remote_code=trust_remote_code
         )
+        if several and loaded.segmentation:
+            raise InvalidInput(f"'{loaded.name}' is exported as two graphs, to one format at a time: name one --format")
         if dry_run:
-            drafted = draft(loaded, device, options, step)
+            drafts = _drafts(loaded, device, options, step)
+        elif loaded.segmentation:
+            in_parts = export_parts(loaded, device, output, options, progress=step)
         elif several:
             compared = export_formats(loaded, device, output, several, options, progress=step)
         else:
             bundle = pipeline.export(loaded, device, output, options, progress=step)
     if dry_run:
-        _show_draft(drafted, json)
+        _show_drafts(drafts, json)
         return 0
+    if loaded.segmentation:
+        return parts.show_exported(in_parts, json)
     if several:
         return _show_formats(compared, output, json)
     return _show_bundle(bundle, json)
@@ -120,7 +130,7 @@ def plan(
     quiet: given.Quiet = False,
 ) -> int:
     """Choose passes, format and precision for a device, forecast size and memory, and say why. Exports nothing."""
-    from edgekit.drafting import ExportOptions, draft
+    from edgekit.drafting import ExportOptions
     from edgekit.source import load
 
     options = ExportOptions(format=format, precision=precision, calibration=calibration, max_memory_mb=max_memory_mb)
@@ -129,14 +139,25 @@ def plan(
         loaded = load(
             model, inputs=input or (), dynamic=dynamic or (), context=context, trust_remote_code=trust_remote_code
         )
-        drafted = draft(loaded, device, options, step)
+        if output is not None and loaded.segmentation:
+            raise InvalidInput(f"a plan is for one graph, and '{loaded.name}' is exported as two: leave -o out")
+        drafts = _drafts(loaded, device, options, step)
     if output is not None:
         try:
-            output.write_text(drafted.plan.to_json(), encoding="utf-8")
+            output.write_text(drafts[0].plan.to_json(), encoding="utf-8")
         except OSError as error:
             raise InvalidInput(f"cannot write the plan '{output}': {error.strerror}") from error
-    _show_draft(drafted, json)
+    _show_drafts(drafts, json)
     return 0
+
+
+def _drafts(loaded: Model, device: str, options: ExportOptions, step: Callable[[str], None]) -> tuple[Draft, ...]:
+    from edgekit.drafting import draft
+    from edgekit.multipart import draft_parts
+
+    if loaded.segmentation:
+        return draft_parts(loaded, device, options, step)
+    return (draft(loaded, device, options, step),)
 
 
 def _read_plan(path: Path) -> Any:
@@ -148,14 +169,27 @@ def _read_plan(path: Path) -> Any:
         raise InvalidInput(f"cannot read the plan '{path}': {error.strerror}") from error
 
 
-def _show_draft(drafted: Draft, json: bool) -> None:
+def _show_drafts(drafts: Sequence[Draft], json: bool) -> None:
+    """One draft, or one after the other under the names of the parts."""
+    if json:
+        facts = [
+            {"plan": d.plan, "forecast": d.forecast, "changes": d.compressed.changes, "warnings": d.warnings}
+            for d in drafts
+        ]
+        names = [drafted.compressed.model.source.part or "" for drafted in drafts]
+        show_json(facts[0] if len(facts) == 1 else {"parts": dict(zip(names, facts, strict=True))})
+        return
+    for drafted in drafts:
+        if part := drafted.compressed.model.source.part:
+            say(part)
+        _show_draft(drafted)
+
+
+def _show_draft(drafted: Draft) -> None:
     from edgekit.cli.forecast import forecast_cells
     from edgekit.compression import pass_name
 
     plan, forecast, changes = drafted.plan, drafted.forecast, drafted.compressed.changes
-    if json:
-        show_json({"plan": plan, "forecast": forecast, "changes": changes, "warnings": drafted.warnings})
-        return
     changed = sum(change.reason is None for change in changes)
     show_pairs(
         [

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from edgekit.cli import options as given
+from edgekit.cli import parts
 from edgekit.cli.lossless import verify_lossless
 from edgekit.cli.output import say, show_json, show_pairs, show_table
 from edgekit.cli.places import opened_place
@@ -23,6 +24,7 @@ PLUGINS = {
     "passes": "edgekit.passes",
     "sources": "edgekit.sources",
     "zoo": "edgekit.zoo",
+    "students": "edgekit.distill.students",
     "formats": "edgekit.formats",
     "meters": "edgekit.runtimes.meters",
 }
@@ -49,6 +51,7 @@ def verify(
     from edgekit.dfloat11_folder import is_dfloat11
     from edgekit.lossless_folder import MANIFEST as LOSSLESS
     from edgekit.parity import with_gates
+    from edgekit.parts import is_in_parts
     from edgekit.report import parity_text
     from edgekit.verification import stored_tolerance
     from edgekit.verification import verify as verify_bundle
@@ -57,6 +60,9 @@ def verify(
         if min_cosine is not None or min_sqnr_db is not None:
             raise InvalidInput(f"'{bundle}' holds lossless weights: every bit counts, and there is no gate to move")
         return verify_lossless(bundle, json, quiet)
+    if is_in_parts(bundle):
+        with opened_place(device, time_limit, offline_wheels, quiet or device is None) as (place, _):
+            return parts.verify(bundle, min_cosine, min_sqnr_db, threads, place, json)
     found = Bundle.open(bundle)
     tolerance = with_gates(stored_tolerance(found), min_cosine, min_sqnr_db)
     with opened_place(device, time_limit, offline_wheels, quiet or device is None) as (place, _):
@@ -79,8 +85,11 @@ def verify(
 def inspect(bundle: given.BundlePath, json: given.Json = False) -> int:
     """Show what is in a bundle: tensors, precision, passes, files, parity, where ops ran."""
     from edgekit.bundle import Bundle
+    from edgekit.parts import is_in_parts
     from edgekit.report import cells, megabytes, row
 
+    if is_in_parts(bundle):
+        return parts.inspect(bundle, json)
     found = Bundle.open(bundle)
     manifest = found.manifest
     if json:
@@ -116,7 +125,7 @@ def inspect(bundle: given.BundlePath, json: given.Json = False) -> int:
 def list_plugins(
     kind: Annotated[
         str | None,
-        typer.Argument(help="exporters, runtimes, passes, sources, zoo, formats or meters; all when left out."),
+        typer.Argument(help="exporters, runtimes, passes, sources, zoo, students, formats or meters; all if left out."),
     ] = None,
     json: given.Json = False,
 ) -> int:

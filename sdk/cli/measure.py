@@ -10,9 +10,11 @@ import msgspec
 import typer
 
 from edgekit.cli import options as given
-from edgekit.cli.output import check_file, save_json, say, show_json, show_pairs, show_table, stoppable
+from edgekit.cli import parts
+from edgekit.cli.output import check_file, save_json, say, show_json, show_pairs, show_table
 from edgekit.cli.places import opened_place
 from edgekit.errors import GateMissed, InvalidInput
+from edgekit.interrupts import stoppable
 
 if TYPE_CHECKING:
     from edgekit.measurement import Comparison, Measurement
@@ -54,12 +56,23 @@ def profile(
     from edgekit.benchmark import compare as compare_bundles
     from edgekit.benchmark import control, energy_of, measure, ops_of
     from edgekit.meters import energy_request
+    from edgekit.parts import BundleInParts, is_in_parts
     from edgekit.report_measurement import measurement_cells
     from edgekit.sustained import sustain
 
     if output:
         check_file(output, force)
     asked = energy_request(energy, meter)
+    if is_in_parts(bundle):
+        flags = {"--sustained": sustained, "--aa": aa, "-o": output, "--ops": ops, "--energy": asked.mode != "off"}
+        parts.refuse(bundle, flags)
+        with opened_place(device, time_limit, offline_wheels, quiet) as (place, step):
+            each = {
+                part.path.name: measure(part, threads=threads, calls=calls, trials=trials, place=place, progress=step)
+                for part in BundleInParts.open(bundle).bundles
+            }
+        parts.show_measured(each, json)
+        return _said([miss for one in each.values() for miss in _missed(one, max_latency_ms, max_memory_mb)])
     with opened_place(device, time_limit, offline_wheels, quiet) as (place, step):
         joules = None
         if asked.mode != "off" and sustained is None:
@@ -89,11 +102,8 @@ def profile(
         show_pairs(measurement_cells(measured))
         if by_op and by_op.ops:
             _show_ops(by_op)
-    missed = _missed(measured, max_latency_ms, max_memory_mb)
-    for miss in missed:
-        print(f"error: {miss}", file=sys.stderr)
-    if missed:
-        return GateMissed.exit_code
+    if code := _said(_missed(measured, max_latency_ms, max_memory_mb)):
+        return code
     cut = measured.sustained is not None and measured.sustained.lasted_s < measured.sustained.asked_s
     return INTERRUPTED if cut else 0
 
@@ -146,6 +156,13 @@ def compare(
         return 0
     print(f"A/A control {control_text(itself)}", file=sys.stderr)
     return 0 if itself.holds else GateMissed.exit_code
+
+
+def _said(missed: list[str]) -> int:
+    """Print what was missed, and the exit code of that."""
+    for miss in missed:
+        print(f"error: {miss}", file=sys.stderr)
+    return GateMissed.exit_code if missed else 0
 
 
 def _missed(measured: Measurement, max_latency_ms: float | None, max_memory_mb: float | None) -> list[str]:

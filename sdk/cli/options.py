@@ -32,7 +32,7 @@ ModelRef = Annotated[
     typer.Option(
         "--model",
         "-m",
-        help="zoo:NAME, file.py:factory, package.module:factory, a Hugging Face folder, or model.pt2.",
+        help="zoo:NAME, file.py:factory, package.module:factory, a folder of Hugging Face or of distill, or model.pt2.",
     ),
 ]
 Output = Annotated[Path, typer.Option("--output", "-o", help="Folder to make; must not exist.")]

@@ -90,24 +90,6 @@ def progress(quiet: bool) -> Iterator[Callable[[str], None]]:
             signal.signal(number, handler)
 
 
-@contextlib.contextmanager
-def stoppable() -> Iterator[Callable[[], bool]]:
-    """Whether Ctrl-C was pressed, for work that can end with what it has; pressed again, it interrupts as ever."""
-    before = signal.getsignal(signal.SIGINT)
-    pressed = False
-
-    def note(*_: object) -> None:
-        nonlocal pressed
-        pressed = True
-        signal.signal(signal.SIGINT, before)
-
-    signal.signal(signal.SIGINT, note)
-    try:
-        yield lambda: pressed
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
 def check_file(path: Path, force: bool) -> None:
     """Raise `OutputExists` unless a file may be written there."""
     if path.is_dir():

@@ -24,7 +24,13 @@ def run(
     input: Annotated[
         list[str] | None, typer.Option("--input", "-i", help="Photo, text, or file.npz. Repeatable.")
     ] = None,
-    save: Annotated[Path | None, typer.Option("--save", help="Write the raw output tensors to this .npz.")] = None,
+    point: Annotated[
+        list[str] | None, typer.Option("--point", help="X,Y on an object to segment, X,Y,0 beside it. Repeatable.")
+    ] = None,
+    box: Annotated[list[str] | None, typer.Option("--box", help="X0,Y0,X1,Y1 around an object. Repeatable.")] = None,
+    save: Annotated[
+        Path | None, typer.Option("--save", help="Write the raw output tensors to this .npz, a mask to this .png.")
+    ] = None,
     prompt: Annotated[str | None, typer.Option("--prompt", help="Text for a language model to continue.")] = None,
     chat: Annotated[bool, typer.Option("--chat", help="Put the prompt into the model's chat template.")] = False,
     max_tokens: Annotated[int, typer.Option("--max-tokens", help="Most tokens to answer with.")] = 128,
@@ -38,15 +44,30 @@ def run(
     json: given.Json = False,
     quiet: given.Quiet = False,
 ) -> int:
-    """Run a bundle on a photograph, a text or arrays, or let a language model continue a prompt."""
+    """Run a bundle on a photograph, a text or arrays; segment what points and boxes mark; or continue a prompt."""
     if (prompt is None) == (not input):
         raise InvalidInput("run takes --input FILE_OR_TEXT, or --prompt TEXT for a language model, and one of the two")
     if save and len(input or []) > 1:
         raise InvalidInput("--save takes one --input")
     from edgekit.bundle import Bundle
+    from edgekit.cli.run_masks import run_masks
     from edgekit.generation import Sampling
+    from edgekit.parts import BundleInParts, is_in_parts
     from edgekit.place import open_at
+    from edgekit.segmenting import SegmentSession
 
+    parted = is_in_parts(bundle)
+    if (point or box) and not parted:
+        raise InvalidInput(f"--point and --box are for a model that segments, and '{bundle}' holds none")
+    if parted:
+        if prompt is not None or len(input or []) > 1:
+            raise InvalidInput(f"'{bundle}' segments one photograph at a time: give one --input, --point and --box")
+        whole = BundleInParts.open(bundle)
+        with (
+            opened_place(device, time_limit, offline_wheels, quiet or device is None) as (place, _),
+            SegmentSession(whole, threads=threads, place=place) as segmenter,
+        ):
+            return run_masks(segmenter, (input or [""])[0], point or (), box or (), save, json)
     found = Bundle.open(bundle)
     with (
         opened_place(device, time_limit, offline_wheels, quiet or device is None) as (place, _),

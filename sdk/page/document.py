@@ -51,11 +51,11 @@ def page(
         tag("a", "Skip to the figures", href="#overview", class_="skip"),
         heading(shown, strays),
         tag("nav", tag("ul", *links), aria_label="Sections"),
-        tag("main", *(_section(key, title, inner) for key, title, inner in sections)),
+        tag("main", *(section(key, title, inner) for key, title, inner in sections)),
         tag("footer", tag("p", FOOTER)),
     )
     title = ", ".join(dict.fromkeys(subject.manifest.name for subject in shown))
-    return "<!doctype html>\n" + tag("html", _head(f"{title}: edgekit report"), body, lang="en") + "\n"
+    return document(f"{title}: edgekit report", body)
 
 
 FOOTER = (
@@ -64,7 +64,13 @@ FOOTER = (
 )
 
 
-def _section(key: str, title: str, inner: Html) -> Html:
+def document(title: str, body: Html) -> str:
+    """A whole HTML document of one body."""
+    return "<!doctype html>\n" + tag("html", _head(title), body, lang="en") + "\n"
+
+
+def section(key: str, title: str, inner: Html) -> Html:
+    """A part of the page that its heading names."""
     return tag("section", tag("h2", title, id=f"{key}-title"), inner, id=key, aria_labelledby=f"{key}-title")
 
 

@@ -6,6 +6,8 @@ nothing is downloaded.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,10 @@ from edgekit.processing import ClassLabels, ImagePreprocess, Postprocess, Prepro
 from edgekit.quiet import quiet
 from edgekit.sources._folder import read_json
 from edgekit.sources._language_model import load_language_model
+from edgekit.sources._segment_anything import ARCHITECTURE as SEGMENT_ANYTHING
+from edgekit.sources._segment_anything import load_segment_anything
 
+ATTENTION = "eager"  # plain matmul and softmax: every exporter knows them
 TOKENS = 128  # sequence length of token models, unless they take fewer
 AUTO_CLASSES = {  # ending of the architecture's name -> transformers auto class
     "ForImageClassification": "AutoModelForImageClassification",
@@ -45,20 +50,45 @@ RESAMPLE = {
 def load(ref: str, options: LoadOptions) -> Loaded:
     """Load the folder's model with its preprocessing, labels and tokenizer."""
     folder = Path(ref)
+    config = _read_config(folder, options)
+    _check_weights(folder)
+    return _with_task(folder, config, _module(folder, config, options), options)
+
+
+def load_untrained(ref: str, options: LoadOptions) -> Loaded:
+    """The same from the config alone, with random weights."""
+    folder = Path(ref)
+    config = _read_config(folder, options)
+    auto_class, trust = _auto_class(folder, config), options.trust_remote_code
+    with _transformers(folder) as transformers:
+        described = transformers.AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=trust)
+        module: nn.Module = getattr(transformers, auto_class).from_config(
+            described, dtype=torch.float32, attn_implementation=ATTENTION, trust_remote_code=trust
+        )
+    return _with_task(folder, config, module.eval(), options)
+
+
+def _read_config(folder: Path, options: LoadOptions) -> dict[str, Any]:
     config = read_json(folder / "config.json")
     if config is None:
-        raise InvalidInput(f"'{ref}' is no Hugging Face folder: it has no config.json")
-    _check_weights(folder)
+        raise InvalidInput(f"'{folder}' is no Hugging Face folder: it has no config.json")
     _check_config(folder / "config.json", config)
     if "auto_map" in config and not options.trust_remote_code:
         raise InvalidInput(
-            f"'{ref}' brings its own Python code ({', '.join(map(str, config['auto_map'].values()))}); it was not run. "
-            "Read it, and add --trust-remote-code if you trust it"
+            f"'{folder}' brings its own Python code ({', '.join(map(str, config['auto_map'].values()))}); it was not "
+            "run. Read it, and add --trust-remote-code if you trust it"
         )
     read_json(folder / "generation_config.json")  # transformers reads it too, and says less clearly what is wrong
-    module = _module(folder, config, options)
+    return config
+
+
+def _with_task(folder: Path, config: dict[str, Any], module: nn.Module, options: LoadOptions) -> Loaded:
+    """The model with what the folder says of its inputs and its answers."""
     if _architecture(config).endswith(LANGUAGE_MODELS):
         return load_language_model(folder, module, options)
+    if _architecture(config) == SEGMENT_ANYTHING:
+        described = (folder / "preprocessor_config.json").is_file()
+        return load_segment_anything(module, _read_preprocess(folder, config) if described else None)
     task = _vision(folder, config) if _takes_images(folder, config) else _text(folder, config)
     preprocess, example, assets = task
     names = {int(index): str(name) for index, name in (config.get("id2label") or {}).items()}
@@ -89,6 +119,28 @@ class _Plain(nn.Module):
 
 def pretrained(folder: Path, auto_class: str, **options: Any) -> nn.Module:
     """A transformers model from a local folder's safetensors, in float32, loaded without a word on the terminal."""
+    with _transformers(folder) as transformers:
+        model: nn.Module
+        model, found = getattr(transformers, auto_class).from_pretrained(
+            folder,
+            local_files_only=True,
+            use_safetensors=True,
+            dtype=torch.float32,
+            attn_implementation=ATTENTION,
+            output_loading_info=True,
+            **options,
+        )
+    if missing := sorted(found["missing_keys"]):
+        raise UnsupportedModel(
+            f"'{folder}' has no weights for {len(missing)} tensors of {type(model).__name__}, which would be random: "
+            f"{', '.join(missing[:3])}"
+        )
+    return model.eval()
+
+
+@contextmanager
+def _transformers(folder: Path) -> Iterator[Any]:
+    """transformers, quiet; what it raises about the folder is an `UnsupportedModel`."""
     try:
         with quiet():  # it imports what else is installed, and that talks
             import transformers
@@ -99,31 +151,21 @@ def pretrained(folder: Path, auto_class: str, **options: Any) -> nn.Module:
     log.set_verbosity_error()
     log.disable_progress_bar()
     try:
-        model: nn.Module
-        model, found = getattr(transformers, auto_class).from_pretrained(
-            folder,
-            local_files_only=True,
-            use_safetensors=True,
-            dtype=torch.float32,
-            attn_implementation="eager",  # plain matmul and softmax: every exporter knows them
-            output_loading_info=True,
-            **options,
-        )
+        yield transformers
     except Exception as error:  # transformers, safetensors and the folder's own code raise dozens of types
         raise UnsupportedModel(f"transformers {transformers.__version__} cannot load '{folder}': {error}") from error
     finally:
         log.set_verbosity(verbosity)
         if bars:
             log.enable_progress_bar()
-    if missing := sorted(found["missing_keys"]):
-        raise UnsupportedModel(
-            f"'{folder}' has no weights for {len(missing)} tensors of {type(model).__name__}, which would be random: "
-            f"{', '.join(missing[:3])}"
-        )
-    return model.eval()
 
 
 def _module(folder: Path, config: dict[str, Any], options: LoadOptions) -> nn.Module:
+    return pretrained(folder, _auto_class(folder, config), trust_remote_code=options.trust_remote_code)
+
+
+def _auto_class(folder: Path, config: dict[str, Any]) -> str:
+    """The transformers class that loads the config's architecture. Raises `UnsupportedModel` that lists the endings."""
     architecture = _architecture(config)
     auto_class = next((auto for ending, auto in AUTO_CLASSES.items() if architecture.endswith(ending)), None)
     if auto_class is None:
@@ -131,7 +173,7 @@ def _module(folder: Path, config: dict[str, Any], options: LoadOptions) -> nn.Mo
             f"'{folder}' is a {architecture or 'model of unnamed architecture'}; folders are loaded for architectures "
             f"ending in {', '.join(AUTO_CLASSES)}. For another, write a factory: your_file.py:factory"
         )
-    return pretrained(folder, auto_class, trust_remote_code=options.trust_remote_code)
+    return auto_class
 
 
 def _check_config(path: Path, config: dict[str, Any]) -> None:
@@ -160,14 +202,18 @@ def _takes_images(folder: Path, config: dict[str, Any]) -> bool:
 
 
 def _vision(folder: Path, config: dict[str, Any]) -> tuple[Preprocess | None, dict[str, Tensor], dict[str, bytes]]:
-    path = folder / "preprocessor_config.json"
-    try:
-        preprocess = _image_preprocess(read_json(path) or {}, config)
-    except (InvalidInput, ValueError, TypeError, KeyError, IndexError, ZeroDivisionError) as error:
-        raise InvalidInput(f"'{path}' cannot be followed: {error}") from error
+    preprocess = _read_preprocess(folder, config)
     channels = config.get("num_channels", 3)
     example = {"pixel_values": torch.zeros(1, channels, preprocess.height, preprocess.width)}
     return (preprocess if channels == 3 else None), example, {}
+
+
+def _read_preprocess(folder: Path, config: dict[str, Any]) -> ImagePreprocess:
+    path = folder / "preprocessor_config.json"
+    try:
+        return _image_preprocess(read_json(path) or {}, config)
+    except (InvalidInput, ValueError, TypeError, KeyError, IndexError, ZeroDivisionError) as error:
+        raise InvalidInput(f"'{path}' cannot be followed: {error}") from error
 
 
 def _image_preprocess(stored: dict[str, Any], config: dict[str, Any]) -> ImagePreprocess:
@@ -176,7 +222,11 @@ def _image_preprocess(stored: dict[str, Any], config: dict[str, Any]) -> ImagePr
     shorter = size.get("shortest_edge") if isinstance(size, dict) else size if crop else None
     if crop and not shorter and _size(crop) != _size(size):
         raise InvalidInput(f"it stretches to {size} and then crops; write a factory with your own preprocessing")
-    height, width = _size(crop or size)
+    longest = size.get("longest_edge") if isinstance(size, dict) else None
+    square = {"height": longest, "width": longest}
+    if longest and not (stored.get("do_pad") and stored.get("pad_size") == square):
+        raise InvalidInput(f"it resizes to {size} and does not pad to a square of that; write a factory with your own")
+    height, width = (longest, longest) if longest else _size(crop or size)
     if shorter and (part := stored.get("crop_pct")):  # ConvNeXt: a larger resize before the crop, none from 384 on
         shorter = int(shorter / part) if shorter < 384 else None
     if min(height, width) < 1:
@@ -194,7 +244,7 @@ def _image_preprocess(stored: dict[str, Any], config: dict[str, Any]) -> ImagePr
         input="pixel_values",
         height=height,
         width=width,
-        resize="shorter_side" if shorter else "stretch",
+        resize="longest_side" if longest else "shorter_side" if shorter else "stretch",
         shorter_side=shorter,
         interpolation=RESAMPLE[resample],  # type: ignore[arg-type]
         mean=_three([m / scale for m in mean]),

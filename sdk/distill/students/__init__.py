@@ -1,0 +1,1 @@
+"""Student encoders: one file each, its name the student's name with `_` for `-`."""

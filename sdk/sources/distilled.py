@@ -1,0 +1,84 @@
+"""A folder that `edgekit distill` wrote: the teacher's architecture with the student in it, and the weights of both."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from torch import nn
+
+from edgekit import registry
+from edgekit.distill.layers import fused
+from edgekit.distill.record import WEIGHTS, Distilled, read_record, read_weights
+from edgekit.distill.site import Site
+from edgekit.distill.sizing import rebuild
+from edgekit.distill.splicing import Adapter, splice
+from edgekit.errors import CorruptWeights, EdgekitError, InvalidInput
+from edgekit.model import Loaded, LoadOptions, Model, make_model, weights_sha256
+from edgekit.sources import huggingface
+from edgekit.sources._segment_anything import with_prompts
+
+SOURCES = "edgekit.sources"
+RUNS_CODE = ("python",)  # kinds of sources whose reference is somebody's Python
+
+
+def load(ref: str, options: LoadOptions) -> Loaded:
+    """Build the teacher again, put the student in, and load the weights of both.
+
+    A Hugging Face teacher is built from the config in this folder, any other from where it came from. Raises
+    `InvalidInput` and `CorruptWeights` for a folder that is not what `edgekit distill` writes.
+    """
+    folder = Path(ref)
+    record = read_record(folder)
+    _check(folder, record, options)
+    loaded = with_prompts(_teacher(folder, record, options))
+    teacher = make_model(record.source, loaded, options)
+    try:
+        spliced = _spliced(teacher, record)
+    except EdgekitError as error:
+        raise InvalidInput(f"'{folder}' does not fit its teacher '{record.source.ref}': {error}") from error
+    except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:  # nonsense in distilled.json
+        raise InvalidInput(
+            f"'{folder}' does not fit its teacher '{record.source.ref}': {type(error).__name__}: {error}"
+        ) from error
+    read_weights(spliced, folder / WEIGHTS)
+    if weights_sha256(spliced) != record.sha256:
+        raise CorruptWeights(f"'{folder / WEIGHTS}' was altered: its weights are not those that were distilled")
+    _fuse(spliced, record.site)
+    return replace(loaded, module=spliced.eval())
+
+
+def _check(folder: Path, record: Distilled, options: LoadOptions) -> None:
+    kind = record.source.kind
+    if kind not in registry.names(SOURCES) or kind == "distilled":
+        raise InvalidInput(f"'{folder}' names a teacher of kind '{kind}', which nothing can be distilled from")
+    if kind in RUNS_CODE and not options.trust_remote_code:
+        raise InvalidInput(
+            f"'{folder}' needs its teacher's own code, '{record.source.ref}', and did not run it: "
+            "read it, and add --trust-remote-code if you trust it"
+        )
+    weights = folder / WEIGHTS
+    if not weights.is_file():
+        raise InvalidInput(f"'{weights}' is missing: copy the whole folder again")
+    if record.student.params > weights.stat().st_size:  # before memory is asked for
+        raise CorruptWeights(f"'{weights}' is too small for a student of {record.student.params} parameters")
+
+
+def _teacher(folder: Path, record: Distilled, options: LoadOptions) -> Loaded:
+    if record.source.kind == "huggingface":
+        return huggingface.load_untrained(str(folder), options)
+    loaded: Loaded = registry.load(SOURCES, record.source.kind).load(record.source.ref, options)
+    return loaded
+
+
+def _spliced(teacher: Model, record: Distilled) -> nn.Module:
+    module = teacher.module.get_submodule(record.site.path)
+    neck = module.get_submodule(record.neck) if record.neck else None
+    return splice(teacher, record.site, rebuild(record.student, record.site, neck=neck))
+
+
+def _fuse(spliced: nn.Module, site: Site) -> None:
+    """Branches that only training needs become one convolution; the answers stay."""
+    adapter = spliced.get_submodule(site.path)
+    if isinstance(adapter, Adapter):
+        adapter.student = fused(adapter.student)
