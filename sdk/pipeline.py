@@ -162,8 +162,9 @@ def _with_delegation(
     found = _with_sources(delegation(Bundle(partial, manifest), references.real[0][0]), program)
     least, judged = options.min_delegated, manifest.compiled.delegation if manifest.compiled else found
     if least is not None and 100 * judged.delegated_share < least:
+        where = "go to" if manifest.compiled else "ran on"
         raise DelegationMissed(
-            f"{100 * judged.delegated_share:.1f} % of the ops are on {judged.unit}, the gate is {least:g} %: "
+            f"{100 * judged.delegated_share:.1f} % of the ops {where} {judged.unit}, the gate is {least:g} %: "
             f"{fallback_text(judged)}. See each with: edgekit analyze; or lower --min-delegated"
         )
     return msgspec.structs.replace(manifest, delegation=found)

@@ -22,8 +22,8 @@ from edgekit.cli.app import app, run
 from edgekit.dataset import photo_bytes
 
 MODELS = Path(__file__).parent / "models.py"
-VERBS = ("export", "plan", "analyze", "compress", "decompress", "verify", "run", "profile", "compare", "report",
-         "inspect", "list", "devices", "calibrate", "doctor")  # fmt: skip
+VERBS = ("export", "plan", "analyze", "distill", "compress", "decompress", "verify", "run", "profile", "compare",
+         "report", "inspect", "list", "devices", "calibrate", "doctor")  # fmt: skip
 EDGEKIT = [sys.executable, "-P", "-c", "from edgekit.cli import main; main()"]
 
 
@@ -192,6 +192,8 @@ def test_inspect_and_the_lists_read_without_loading_anything(
     assert "pixels: float32[1, 3, 32, 32]" in Said(capfd, "inspect", bundle_copy).out
     assert set(Said(capfd, "list", "--json").json) == {
         "exporters",
+        "compilers",
+        "students",
         "runtimes",
         "passes",
         "sources",

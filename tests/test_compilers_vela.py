@@ -102,7 +102,7 @@ def test_a_compiled_file_that_was_altered_is_refused(compiled: Bundle) -> None:
 
 def test_what_the_cpu_gets_is_named_with_its_module_line_and_reason(pixels_npz: Path, tmp_path: Path) -> None:
     model = made(Wavy, pixels_npz)
-    with pytest.raises(DelegationMissed, match=r"% of the ops are on npu, the gate is 100 %: .*COS"):
+    with pytest.raises(DelegationMissed, match=r"% of the ops go to npu, the gate is 100 %: .*COS"):
         export(model, DEVICE, tmp_path / "gated", replace(OPTIONS, min_delegated=100.0))
     assert not (tmp_path / "gated").exists()
     bundle = export(model, DEVICE, tmp_path / "out", OPTIONS)

@@ -87,7 +87,7 @@ def test_its_layout_copies_take_a_measured_share_of_a_call(bundle: Bundle) -> No
 def test_it_writes_only_what_the_manifest_lists(bundle: Bundle) -> None:
     listed = {record.path for record in (*bundle.manifest.artifacts, *bundle.manifest.assets)}
     found = {str(path.relative_to(bundle.path)) for path in bundle.path.rglob("*") if path.is_file()}
-    assert found == listed | {"manifest.json"}
+    assert found == listed | {"manifest.json", "report.html"}
 
 
 def test_exposed_modules_answer_like_pytorchs(bundle: Bundle, format: str) -> None:
