@@ -18,11 +18,15 @@ from edgekit.runtimes.remote._link import Link, run
 
 STORE = "$EDGEKIT/store"
 SUMS = "SHA256SUMS"
-# What goes wrong is in tar's first line; its last says that something did.
+# What goes wrong is in tar's first line; its last says that something did. A full disk has many words: so the room too.
 TAKE = """
 cd "{store}" || exit 1
 take() {{
-  said=$(tar -xzf - 2>&1) || {{ echo "$said" | head -n 1 >&2; return 1; }}
+  said=$(tar -xzf - 2>&1) || {{
+    set -- $(df -Pk . | tail -n 1)
+    echo "$(echo "$said" | head -n 1) ($4 KB of disk are free)" >&2
+    return 1
+  }}
   for key in {keys}; do (cd $key.part && sha256sum -c {sums}) >/dev/null || return 1; done
   sync
   for key in {keys}; do mv $key.part $key || return 1; done
