@@ -9,6 +9,7 @@ import typer
 
 from edgekit.cli import options as given
 from edgekit.cli.output import progress, say, show_json, show_pairs, show_table
+from edgekit.types import Value
 
 app = typer.Typer(help="Reproduce the tables of the documentation on this machine.", no_args_is_help=True)
 
@@ -80,12 +81,7 @@ def energy(
 
     with progress(quiet) as step:
         found = bench.run(progress=step)
-    if output:
-        output.write_text(found.to_json() + "\n", encoding="utf-8")
-    if json:
-        show_json(found)
-        return 0
-    show_pairs(bench.cells(found))
+    _give(found, bench.cells(found), output, json)
     return 0
 
 
@@ -143,12 +139,7 @@ def distill_gpu(
             work, size=size, images=images, teacher_seconds=teacher_seconds, steps=steps, probe_steps=probe_steps,
             batch=batch, device=device, progress=step,
         )  # fmt: skip
-    if output:
-        output.write_text(found.to_json() + "\n", encoding="utf-8")
-    if json:
-        show_json(found)
-        return 0
-    show_pairs(bench.cells(found))
+    _give(found, bench.cells(found), output, json)
     return 0
 
 
@@ -177,3 +168,13 @@ def distill(
         for verdict in each.card.verdicts:
             say(f"  {verdict}")
     return 0
+
+
+def _give(found: Value, cells: list[tuple[str, str]], output: Path | None, json: bool) -> None:
+    """Save a result where that was asked for, and show it."""
+    if output:
+        output.write_text(found.to_json() + "\n", encoding="utf-8")
+    if json:
+        show_json(found)
+    else:
+        show_pairs(cells)
