@@ -111,6 +111,12 @@ def source_line(node: Node) -> str | None:
     return f"{inside if installed else Path(folders).name}:{line}"
 
 
+def op_place(node: Node) -> str:
+    """The module and the source line of an op: `'encoder.conv' (net.py:41)`."""
+    home, line = module_path(node), source_line(node)
+    return (f"'{home}'" if home else "the model itself") + (f" ({line})" if line else "")
+
+
 def op_nodes(graph: Graph) -> list[Node]:
     """The calls of aten and other dispatcher ops, without Python's own such as `getitem`."""
     return [node for node in graph.nodes if node.op == "call_function" and str(node.target).count(".") >= 2]

@@ -146,7 +146,8 @@ def weights_sha256(module: nn.Module, *, outside: str | None = None) -> str:
         if outside is not None and name.startswith(f"{outside}."):
             continue
         digest.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)};".encode())
-        digest.update(tensor.detach().contiguous().flatten().view(torch.uint8).numpy().data if tensor.numel() else b"")
+        values = tensor.detach().cpu().contiguous().flatten()
+        digest.update(values.view(torch.uint8).numpy().data if tensor.numel() else b"")
     return digest.hexdigest()
 
 

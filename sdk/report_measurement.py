@@ -49,6 +49,13 @@ def control_text(control: Control) -> str:
     )
 
 
+def over(what: str, value: float, limit: float | None, unit: str) -> list[str]:
+    """The sentence of a gate that was missed; nothing where it was kept, or where none was asked for."""
+    if limit is None or value <= limit:
+        return []
+    return [f"{what} is {value:.2f} {unit}, the limit is {limit:g} {unit}"]
+
+
 def _tail_cells(latency: Latency) -> list[tuple[str, str]]:
     found = [
         f"{name} {1e3 * interval.low:.2f} to {1e3 * interval.high:.2f} ms"

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from edgekit.distill.call import with_tensors, without_tensors
+from edgekit.distill.call import Given, with_tensors, without_tensors
 from edgekit.errors import UnsupportedModel
 from edgekit.model import Loaded, LoadOptions, Model, make_model, name_outputs, with_names
 from edgekit.parts import ENCODER, REST
@@ -37,7 +37,7 @@ def split(model: Model, path: str) -> tuple[Model, Model]:
         evaluation=model.evaluation,
         assets=model.assets,
     )
-    given = _Given(structure)
+    given = Given(structure)
     whole = copy.deepcopy(model.module, {id(model.module.get_submodule(path)): given})  # the encoder is not copied
     example = {**outputs, **fed}
     ignored = {name: model.example[name] for name in taken}
@@ -100,23 +100,10 @@ class _Encoder(nn.Module):
         return _named(self.module(*unnamed, **named))
 
 
-class _Given(nn.Module):
-    """Stands where the encoder was, and returns what was given in the structure that the encoder's outputs had."""
-
-    def __init__(self, structure: Any) -> None:
-        super().__init__()
-        self.structure = structure
-        self.names = [leaf for leaf in pytree.tree_leaves(structure) if isinstance(leaf, str)]
-        self.tensors: dict[str, Tensor] = {}
-
-    def forward(self, *_: Any, **__: Any) -> Any:
-        return with_tensors(self.structure, self.tensors)
-
-
 class _Rest(nn.Module):
-    """A model whose encoder is a `_Given`: it takes the encoder's outputs and the inputs that the encoder left."""
+    """A model whose encoder is a `Given`: it takes the encoder's outputs and the inputs that the encoder left."""
 
-    def __init__(self, whole: nn.Module, given: _Given, ignored: Mapping[str, Tensor]) -> None:
+    def __init__(self, whole: nn.Module, given: Given, ignored: Mapping[str, Tensor]) -> None:
         super().__init__()
         self.whole, self.given = whole, given
         self.ignored = dict(ignored)

@@ -48,6 +48,19 @@ def bundle_copy(small_conv_bundle: Bundle, tmp_path: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
+def thin_sam(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of an untrained toy Segment Anything with half its layers, which is traced and lowered the sooner."""
+    pytest.importorskip("transformers", reason="transformers is not installed")
+    from edgekit.distill.toy_sam import save_toy_sam
+    from tests.toy_distillation import thin_toy_sam
+
+    folder = tmp_path_factory.mktemp("sam") / "toy"
+    folder.mkdir()
+    save_toy_sam(thin_toy_sam(), folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
 def pixels_npz(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """64 samples for `small_conv`, smooth enough to look like pictures."""
     rng = np.random.default_rng(1)

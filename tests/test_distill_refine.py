@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 pytest.importorskip("transformers", reason="transformers is not installed")
 
+from kernel_devices import needs_gpu
 from toy_distillation import (
     CLASSIFIER_SITE,
     SAM_SITE,
@@ -48,6 +49,16 @@ def test_only_the_student_changes() -> None:
     assert weights_sha256(student) != before
     assert not student.training
     assert [step for step, _ in record.loss] == [0, 3]
+
+
+@needs_gpu
+def test_a_student_is_refined_on_a_gpu() -> None:
+    images, _ = sam_images(4)
+    embeddings, student = teacher_embeddings(sam_model(), SAM_SITE, images), SamStudent()
+    before = weights_sha256(student)
+    record = refine(sam_model(), SAM_SITE, student, images, embeddings, open_task(sam_model()), FEW, device="cuda")
+    assert record.rest_sha256 == outside_sha256(sam_model().module, SAM_SITE.path)
+    assert weights_sha256(student) != before
 
 
 def test_the_same_seed_refines_to_the_same_weights() -> None:

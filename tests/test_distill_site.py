@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -311,8 +312,14 @@ def test_a_model_without_a_static_graph_is_refused() -> None:
         def forward(self, pixels: Tensor) -> Tensor:
             return super().forward(pixels) if pixels.sum() > 0 else super().forward(-pixels)
 
-    with pytest.raises(UnsupportedModel, match=r"torch.export cannot trace"):
-        sites(load(Branching().eval(), PIXELS))
+    model = load(Branching().eval(), PIXELS)
+    for ask in (sites, lambda model: find_site(model, "features")):
+        with pytest.raises(UnsupportedModel, match=r"torch.export cannot trace") as caught:
+            ask(model)
+        said = str(caught.value)
+        assert re.search(r"test_distill_site.py:\d+: return super\(\).forward\(pixels\) if pixels.sum\(\) > 0", said)
+        assert "compute both sides and choose with torch.where. Sites are proven on a trace of the whole model" in said
+    assert not model.module.features._forward_hooks
 
 
 def test_the_model_is_left_as_it_was() -> None:

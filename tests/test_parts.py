@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -16,35 +17,31 @@ import torch
 import edgekit
 from edgekit.bundle import Bundle
 from edgekit.cli.app import run
+from edgekit.cli.parts import missed
 from edgekit.dataset import photo_bytes
-from edgekit.distill.toy_sam import save_toy_sam, toy_sam
 from edgekit.drafting import ExportOptions
 from edgekit.errors import BundleCorrupt, EdgekitError, InvalidInput, OutputExists
 from edgekit.inference import open_session
+from edgekit.measurement import summarize
 from edgekit.multipart import export_parts
 from edgekit.page.subjects import find_bundles
 from edgekit.parts import BundleInParts, is_in_parts, verify_parts
+from edgekit.place import Here
 from edgekit.segmentation import Box, Point
 from edgekit.segmenting import SegmentSession
 from edgekit.verification import stored_tolerance
+from tests.pages import measurement
+from tests.scripted_worker import Scripted
 
 transformers = pytest.importorskip("transformers", reason="transformers is not installed")
 pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
 
 
 @pytest.fixture(scope="module")
-def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("sam") / "toy"
-    folder.mkdir()
-    save_toy_sam(toy_sam(), folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def exported(teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def exported(thin_sam: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Both parts in fp32, and the JSON that the command printed."""
     folder = tmp_path_factory.mktemp("parts")
-    arguments = ["export", "-m", str(teacher), "-d", "raspberrypi5", "--precision", "fp32", "--format", "onnx"]
+    arguments = ["export", "-m", str(thin_sam), "-d", "raspberrypi5", "--precision", "fp32", "--format", "onnx"]
     with pytest.MonkeyPatch.context() as patch, (folder / "report.json").open("w") as stream:
         patch.setattr("sys.stdout", stream)
         assert run([*arguments, "-o", str(folder / "out"), "--json", "-q"]) == 0
@@ -96,13 +93,13 @@ PROMPTS: list[tuple[list[Point], list[Box]]] = [
 
 @pytest.mark.parametrize(("points", "boxes"), PROMPTS)
 def test_a_session_segments_like_transformers_with_its_own_processor(
-    exported: Path, teacher: Path, points: list[Point], boxes: list[Box]
+    exported: Path, thin_sam: Path, points: list[Point], boxes: list[Box]
 ) -> None:
     from PIL import Image
 
     photo = np.random.default_rng(0).integers(0, 256, (200, 260, 3), dtype=np.uint8)
-    sam = transformers.SamModel.from_pretrained(teacher, attn_implementation="eager").eval()
-    processor = transformers.SamProcessor(transformers.SamImageProcessorPil.from_pretrained(teacher))
+    sam = transformers.SamModel.from_pretrained(thin_sam, attn_implementation="eager").eval()
+    processor = transformers.SamProcessor(transformers.SamImageProcessorPil.from_pretrained(thin_sam))
     named: dict[str, Any] = {}
     if points:
         named["input_points"] = [[list(point[:2]) for point in points]]
@@ -189,6 +186,44 @@ def test_the_verbs_take_the_folder(exported: Path, tmp_path: Path, capsys: Any) 
     measured = json.loads(capsys.readouterr().out)
     assert measured["p50_s"] == sum(part["latency"]["p50_s"] for part in measured["parts"].values())
     assert [bundle.path.name for bundle in find_bundles([exported])] == ["encoder", "rest"]
+    assert run(["profile", str(exported), "--calls", "5", "--trials", "1", "--max-latency-ms", "1e-6", "-q"]) == 1
+    assert re.search(r"p50 of encoder and rest is [\d.]+ ms, the limit is 1e-06 ms", capsys.readouterr().err)
+
+
+def test_the_gates_hold_for_what_a_picture_takes_in_all_parts() -> None:
+    measured = {
+        name: measurement(latency=summarize([seconds] * 9), peak_rss_bytes=megabytes * 10**6)
+        for name, seconds, megabytes in (("encoder", 0.004, 50), ("rest", 0.002, 30))
+    }
+    assert missed(measured, None, None) == missed(measured, 6.01, 80) == []
+    assert missed(measured, 5.0, 79) == [
+        "p50 of encoder and rest is 6.00 ms, the limit is 5 ms",
+        "peak memory of encoder and rest, a process each, is 80.00 MB, the limit is 79 MB",
+    ]
+
+
+def test_both_parts_work_in_workers_of_a_place_as_they_do_here(exported: Path) -> None:
+    found, place = BundleInParts.open(exported), Here()  # as a board's: it starts a worker for each part
+    photo = photo_bytes("coffee")
+    with SegmentSession(found) as here, SegmentSession(found, place=place) as there:
+        for points in ([(300.0, 200.0)], [(30.0, 20.0)]):
+            expected, segments = here.segment(photo, points), there.segment(photo, points)
+            assert np.array_equal(segments.mask, expected.mask)
+            assert segments.scores == expected.scores
+        assert {name: stats.calls for name, stats in there.stats().items()} == {"encoder": 1, "rest": 2}
+        assert all(stats.total_s > 0 for stats in there.stats().values())
+    with pytest.raises(InvalidInput, match=r"this session is closed"):
+        there.segment(photo, [(1, 1)])
+    gate = stored_tolerance(found.encoder)
+    parities, chain = verify_parts(found, [gate] * 3, place=place)
+    assert [parity.ok for parity in (*parities.values(), chain.parity)] == [True] * 3
+
+
+def test_a_part_that_does_not_start_at_a_place_leaves_no_worker_of_the_other(exported: Path) -> None:
+    place = Scripted([{}, {"opening": {"error": "no room", "type": "InvalidInput"}}])
+    with pytest.raises(InvalidInput, match="no room"):
+        SegmentSession(BundleInParts.open(exported), place=place)
+    assert [worker.poll() is None for worker in place.started] == [False, False]
 
 
 @pytest.mark.parametrize(
@@ -213,11 +248,11 @@ def test_the_verbs_take_the_folder(exported: Path, tmp_path: Path, capsys: Any) 
     ],
 )
 def test_what_the_verbs_cannot_do_is_one_sentence(
-    exported: Path, teacher: Path, tmp_path: Path, capsys: Any, arguments: list[str], message: str
+    exported: Path, thin_sam: Path, tmp_path: Path, capsys: Any, arguments: list[str], message: str
 ) -> None:
     photo = tmp_path / "coffee.jpg"
     photo.write_bytes(photo_bytes("coffee"))
-    names = {"OUT": exported, "PHOTO": photo, "SAM": teacher, "NEW": tmp_path / "new"}
+    names = {"OUT": exported, "PHOTO": photo, "SAM": thin_sam, "NEW": tmp_path / "new"}
     filled = [str(names.get(each, each)).replace("OUT/", f"{exported}/") for each in arguments]
     assert run([*filled, *(["-q"] if arguments[0] != "run" else [])]) == 2
     said = capsys.readouterr().err
@@ -226,8 +261,8 @@ def test_what_the_verbs_cannot_do_is_one_sentence(
     assert not (tmp_path / "new").exists()
 
 
-def test_a_plan_shows_both_graphs(teacher: Path, capsys: Any) -> None:
-    assert run(["export", "-m", str(teacher), "-d", "raspberrypi5", "-o", "unused", "--dry-run", "--json", "-q"]) == 0
+def test_a_plan_shows_both_graphs(thin_sam: Path, capsys: Any) -> None:
+    assert run(["export", "-m", str(thin_sam), "-d", "raspberrypi5", "-o", "unused", "--dry-run", "--json", "-q"]) == 0
     parts = json.loads(capsys.readouterr().out)["parts"]
     assert {name: part["plan"]["precision"] for name, part in parts.items()} == {
         "encoder": "int8-dynamic", "rest": "int8-dynamic",
@@ -235,24 +270,24 @@ def test_a_plan_shows_both_graphs(teacher: Path, capsys: Any) -> None:
     assert not Path("unused").exists()
 
 
-def test_the_whole_model_is_no_single_bundle(teacher: Path, tmp_path: Path) -> None:
+def test_the_whole_model_is_no_single_bundle(thin_sam: Path, tmp_path: Path) -> None:
     with pytest.raises(InvalidInput, match=r"'toy' is exported as two graphs: call edgekit.export_parts"):
-        edgekit.export(str(teacher), "raspberrypi5", tmp_path / "out")
+        edgekit.export(str(thin_sam), "raspberrypi5", tmp_path / "out")
     with pytest.raises(InvalidInput, match=r"'Linear' is one graph: edgekit.export makes one bundle of it"):
         export_parts(edgekit.load(torch.nn.Linear(2, 2), torch.ones(1, 2)), "raspberrypi5", tmp_path / "out")
 
 
-def test_a_missed_gate_leaves_nothing_and_names_the_part(teacher: Path, tmp_path: Path) -> None:
+def test_a_missed_gate_leaves_nothing_and_names_the_part(thin_sam: Path, tmp_path: Path) -> None:
     options = ExportOptions(format="onnx", precision="fp32", sqnr_db_min=199.0, measure=False)
     with pytest.raises(EdgekitError, match=r"the encoder: 'toy-encoder' at fp32 does not answer like PyTorch"):
-        export_parts(str(teacher), "raspberrypi5", tmp_path / "out", options)
+        export_parts(str(thin_sam), "raspberrypi5", tmp_path / "out", options)
     assert not list(tmp_path.iterdir())
 
 
-def test_a_folder_that_is_no_bundle_in_parts_is_never_replaced(teacher: Path, tmp_path: Path) -> None:
+def test_a_folder_that_is_no_bundle_in_parts_is_never_replaced(thin_sam: Path, tmp_path: Path) -> None:
     (tmp_path / "mine.txt").write_text("mine")
     with pytest.raises(OutputExists, match=r"holds no parts.json, so --force will not replace it"):
-        export_parts(str(teacher), "raspberrypi5", tmp_path, ExportOptions(force=True))
+        export_parts(str(thin_sam), "raspberrypi5", tmp_path, ExportOptions(force=True))
 
 
 def test_a_session_needs_no_torch(exported: Path, tmp_path: Path) -> None:
@@ -272,10 +307,10 @@ def test_a_session_needs_no_torch(exported: Path, tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.toolchain
 @pytest.mark.parametrize("format", ["executorch", "tflite"])
-def test_other_formats_hold_the_same_chain(teacher: Path, exported: Path, tmp_path: Path, format: str) -> None:
+def test_other_formats_hold_the_same_chain(thin_sam: Path, exported: Path, tmp_path: Path, format: str) -> None:
     pytest.importorskip({"executorch": "executorch", "tflite": "litert_torch"}[format])
     options = ExportOptions(format=format, precision="fp32", measure=False)
-    found = export_parts(str(teacher), "raspberrypi5", tmp_path / "out", options)
+    found = export_parts(str(thin_sam), "raspberrypi5", tmp_path / "out", options)
     assert found.record.chain is not None
     assert found.record.chain.parity.ok
     photo = photo_bytes("coffee")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from functools import cache
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -21,12 +22,26 @@ from edgekit.source import load
 from edgekit.sources._segment_anything import load_segment_anything
 from edgekit.types import ModelSource, TensorSpec
 
+if TYPE_CHECKING:
+    from transformers import SamModel
+
 
 @cache
 def sam_model() -> Model:
     """The toy SAM, untrained: its embeddings vary with the image and its masks with the prompt."""
     source = ModelSource(kind="module", ref="toy_sam")
     return make_model(source, load_segment_anything(toy_sam(), None), LoadOptions())
+
+
+def thin_toy_sam() -> SamModel:
+    """The toy with a windowed and a global layer of attention in its encoder, and one layer in its decoder."""
+    whole = toy_sam()
+    config = copy.deepcopy(whole.config)
+    config.vision_config.num_hidden_layers, config.vision_config.global_attn_indexes = 2, [1]
+    config.mask_decoder_config.num_hidden_layers = 1
+    thin = type(whole)(config)
+    thin.shared_image_embedding.load_state_dict(whole.shared_image_embedding.state_dict())
+    return thin.eval()
 
 
 SAM_SITE = Site(

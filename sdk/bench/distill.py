@@ -17,7 +17,8 @@ from pathlib import Path
 import edgekit
 from edgekit.compression import Progress, silent
 from edgekit.distill.card import UNTRAINED, Card
-from edgekit.distill.decoupled import DistillOptions, distill
+from edgekit.distill.decoupled import distill
+from edgekit.distill.distill_options import DistillOptions
 from edgekit.distill.fit_options import FitOptions
 from edgekit.distill.refine import RefineOptions
 from edgekit.distill.scenes import scenes, write_scenes
@@ -50,7 +51,7 @@ class Effort(Value, frozen=True, kw_only=True):
     teacher_steps: int = STEPS
     scenes: int = 2500
     judged_share: float = 0.052
-    steps: int = 1500
+    steps: int = 2200
     lr: float = 4e-3
     refine_steps: int = 150
 

@@ -25,7 +25,8 @@ from edgekit.distill.boundary import Encoder
 from edgekit.distill.cache import CacheCost, Embeddings, Store, embeddings
 from edgekit.distill.card import Card
 from edgekit.distill.data import Images, from_samples, open_images
-from edgekit.distill.decoupled import DistillOptions, distill
+from edgekit.distill.decoupled import distill
+from edgekit.distill.distill_options import DistillOptions
 from edgekit.distill.fit_options import FitOptions, FitRecord
 from edgekit.distill.precision import TrainingPrecision
 from edgekit.distill.record import read_record

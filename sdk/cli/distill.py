@@ -24,8 +24,12 @@ def distill(
     site: Annotated[str, typer.Option("--site", help="Module to swap: its path or the end of it; analyze --sites.")],
     data: Annotated[str, typer.Option("--data", help="Images to learn from: folder, file.npz, builtin:NAME.")],
     output: given.Output,
-    student: Annotated[str, typer.Option("--student", help="npu-conv, repvit or tiny-vit.")] = "npu-conv",
-    params: Annotated[float, typer.Option("--params", help="Its parameters: a share up to 1, or a number.")] = 0.1,
+    student: Annotated[
+        str, typer.Option("--student", help="npu-conv, repvit, tiny-vit, or file.py:factory, called with the site.")
+    ] = "npu-conv",
+    params: Annotated[
+        float | None, typer.Option("--params", help="Its parameters: a share up to 1 (0.1 if left out), or a number.")
+    ] = None,
     neck: Annotated[str | None, typer.Option("--neck", help="Module of the site to end the student with.")] = None,
     task: Annotated[str | None, typer.Option("--task", help="How answers compare; by the model if left out.")] = None,
     truth: Annotated[Path | None, typer.Option("--truth", help="Folder with what is true of the images.")] = None,
@@ -56,11 +60,13 @@ def distill(
     Nothing else of the model changes. The folder is a model like any other: export it. A run that was stopped goes on
     with the same command.
     """
-    from edgekit.distill.decoupled import DistillOptions
     from edgekit.distill.decoupled import distill as distill_model
+    from edgekit.distill.distill_options import DistillOptions
     from edgekit.distill.fit_options import FitOptions
+    from edgekit.distill.own_student import is_own
     from edgekit.distill.refine import RefineOptions
     from edgekit.source import load
+    from edgekit.sources.distilled import RUNS_CODE
 
     fit: dict[str, Any] = {"precision": precision, "loss": loss, "seed": seed, "ema": ema}
     options = DistillOptions(
@@ -79,11 +85,11 @@ def distill(
     if json:
         show_json(card)
     else:
-        _show(card, output)
+        _show(card, output, is_own(student) or loaded.source.kind in RUNS_CODE)
     return 0
 
 
-def _show(card: Card, output: Path) -> None:
+def _show(card: Card, output: Path, needs_code: bool) -> None:
     from edgekit.distill.card_page import card_table
 
     show_table(*card_table(card))
@@ -91,4 +97,5 @@ def _show(card: Card, output: Path) -> None:
     show_pairs([("card", str(output / "card.html")), ("model", str(output))])
     for verdict in card.verdicts:
         say(f"- {verdict}")
-    say(f"\nNext:  edgekit export -m {shlex.quote(str(output))} -d raspberrypi5 -o out")
+    trusted = " --trust-remote-code" if needs_code else ""
+    say(f"\nNext:  edgekit export -m {shlex.quote(str(output))} -d raspberrypi5 -o out{trusted}")

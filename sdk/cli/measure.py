@@ -41,7 +41,8 @@ def profile(
     output: Save = None,
     force: Force = False,
     max_latency_ms: Annotated[
-        float | None, typer.Option("--max-latency-ms", help="Fail when p50 is above; of the end, when --sustained.")
+        float | None,
+        typer.Option("--max-latency-ms", help="Fail when p50 is above; of a sustained run its last."),
     ] = None,
     max_memory_mb: given.MaxMemory = None,
     energy: given.Energy = "off",
@@ -71,8 +72,9 @@ def profile(
                 part.path.name: measure(part, threads=threads, calls=calls, trials=trials, place=place, progress=step)
                 for part in BundleInParts.open(bundle).bundles
             }
+        _refuse_emulated(next(iter(each.values())), max_latency_ms)
         parts.show_measured(each, json)
-        return _said([miss for one in each.values() for miss in _missed(one, max_latency_ms, max_memory_mb)])
+        return _said(parts.missed(each, max_latency_ms, max_memory_mb))
     with opened_place(device, time_limit, offline_wheels, quiet) as (place, step):
         joules = None
         if asked.mode != "off" and sustained is None:
@@ -94,8 +96,7 @@ def profile(
             measured = msgspec.structs.replace(measured, **msgspec.structs.asdict(joules))
     if output:
         save_json(output, measured)
-    if measured.before.emulated and max_latency_ms is not None:
-        raise InvalidInput("--max-latency-ms gates a board's speed, and this one is emulated: its times say nothing")
+    _refuse_emulated(measured, max_latency_ms)
     if json:
         show_json(measured)
     else:
@@ -165,21 +166,19 @@ def _said(missed: list[str]) -> int:
     return GateMissed.exit_code if missed else 0
 
 
+def _refuse_emulated(measured: Measurement, max_latency_ms: float | None) -> None:
+    if measured.before.emulated and max_latency_ms is not None:
+        raise InvalidInput("--max-latency-ms gates a board's speed, and this one is emulated: its times say nothing")
+
+
 def _missed(measured: Measurement, max_latency_ms: float | None, max_memory_mb: float | None) -> list[str]:
     """What the measurement promised and did not keep."""
-    from edgekit.report_measurement import control_text
+    from edgekit.report_measurement import control_text, over
 
     sustained, control = measured.sustained, measured.control
     name, p50_s = ("the last p50", sustained.final_p50_s) if sustained else ("p50", measured.latency.p50_s)
-    gates = (
-        (name, 1e3 * p50_s, max_latency_ms, "ms"),
-        ("peak memory", measured.peak_rss_bytes / 1e6, max_memory_mb, "MB"),
-    )
-    missed = [
-        f"{what} is {value:.2f} {unit}, the limit is {most:g} {unit}"
-        for what, value, most, unit in gates
-        if most is not None and value > most
-    ]
+    missed = over(name, 1e3 * p50_s, max_latency_ms, "ms")
+    missed += over("peak memory", measured.peak_rss_bytes / 1e6, max_memory_mb, "MB")
     return missed + ([f"A/A control {control_text(control)}"] if control and not control.holds else [])
 
 

@@ -66,7 +66,8 @@ Context = Annotated[
     int | None, typer.Option("--context", help="Tokens a language model's cache holds, prompt and answer together.")
 ]
 TrustRemoteCode = Annotated[
-    bool, typer.Option("--trust-remote-code", help="Run Python code that a Hugging Face folder brings.")
+    bool,
+    typer.Option("--trust-remote-code", help="Run Python code that a folder brings or names."),
 ]
 MaxMemory = Annotated[float | None, typer.Option("--max-memory-mb", help="Fail above this many MB.")]
 Energy = Annotated[

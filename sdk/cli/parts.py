@@ -110,6 +110,18 @@ def show_measured(measured: dict[str, Measurement], json: bool) -> None:
     say(f"both   p50 {milliseconds(seconds)} a picture and its first prompt")
 
 
+def missed(measured: dict[str, Measurement], max_latency_ms: float | None, max_memory_mb: float | None) -> list[str]:
+    """What the parts together promised and did not keep: a picture waits for all, and all are open at once."""
+    from edgekit.report_measurement import over
+
+    names, each = " and ".join(measured), measured.values()
+    seconds, memory = sum(one.latency.p50_s for one in each), sum(one.peak_rss_bytes for one in each)
+    return [
+        *over(f"p50 of {names}", 1e3 * seconds, max_latency_ms, "ms"),
+        *over(f"peak memory of {names}, a process each,", memory / 1e6, max_memory_mb, "MB"),
+    ]
+
+
 def refuse(path: Path, given: dict[str, Any]) -> None:
     """Raise `InvalidInput` that names an option which one graph takes and a bundle in parts does not."""
     for option, value in given.items():

@@ -11,7 +11,8 @@ import torch
 from torch.export import ExportedProgram
 from torch.fx import Node
 
-from edgekit.graph import hinted, module_path, op_nodes
+from edgekit.errors import UnsupportedModel
+from edgekit.graph import hinted, module_path, op_nodes, op_place
 from edgekit.profile import OpClass
 from edgekit.types import Value
 
@@ -117,6 +118,7 @@ def work(program: ExportedProgram) -> Work:
         if node.op != "call_function" or not any(source in live for source in node.all_input_nodes):
             continue
         live.add(node)
+        _check_sizes(node)
         if node not in ops or (name := op_name(node)) in FREE or not _tensors(node) or _is_padding(node, name):
             continue
         if (producer := _fused_into(node, name, live)) in found:
@@ -135,6 +137,16 @@ def work(program: ExportedProgram) -> Work:
         boundary=sum(map(_elements, [*given, *outputs])),
         not_modelled=dict(unknown),
     )
+
+
+def _check_sizes(node: Node) -> None:
+    """Raise `UnsupportedModel` for a size that is only known when the model runs, such as that of `nonzero`."""
+    sizes: list[Any] = [size for tensor in _tensors(node) for size in tensor.shape]
+    if any(isinstance(size, torch.SymInt) and size.node.hint is None for size in sizes):
+        raise UnsupportedModel(
+            f"{op_name(node)} in {op_place(node)} gives a tensor whose size depends on values, so that its cost is not "
+            "known: keep all elements and multiply by a mask, or take a fixed number with topk"
+        )
 
 
 def op_name(node: Node) -> str:

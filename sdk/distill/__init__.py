@@ -14,22 +14,24 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from edgekit.distill.card_page import card_table as card_table
-    from edgekit.distill.decoupled import DistillOptions as DistillOptions
     from edgekit.distill.decoupled import distill as distill
+    from edgekit.distill.distill_options import DistillOptions as DistillOptions
     from edgekit.distill.fit_options import FitOptions as FitOptions
     from edgekit.distill.refine import RefineOptions as RefineOptions
+    from edgekit.distill.restoring import restore as restore
     from edgekit.distill.site import find_site as find_site
     from edgekit.distill.site import sites as sites
     from edgekit.distill.sizing import student as student
     from edgekit.distill.splicing import splice as splice
 
 _HOME = {
-    "DistillOptions": "decoupled",
+    "DistillOptions": "distill_options",
     "FitOptions": "fit_options",
     "RefineOptions": "refine",
     "card_table": "card_page",
     "distill": "decoupled",
     "find_site": "site",
+    "restore": "restoring",
     "sites": "site",
     "splice": "splicing",
     "student": "sizing",

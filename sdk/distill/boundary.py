@@ -61,21 +61,25 @@ def site_feeds(model: Model, site: Site, example: Mapping[str, Tensor]) -> dict[
     raise InvalidInput(f"this call of '{model.name}' does not reach its site '{site.path}': give all inputs")
 
 
-def check_student(student: nn.Module, site: Site, feeds: Mapping[str, Tensor]) -> None:
-    """Call a student once and compare with the site: names, shapes and dtypes. Raises `InvalidInput`."""
-    was_training = student.training
+def check_student(student: nn.Module, site: Site, feeds: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A student's answers, with the site's names, shapes and dtypes. Raises `InvalidInput` where they have others."""
+    was_training, batch = student.training, next(iter(feeds.values())).shape[0]
     try:
         with torch.no_grad():
-            answers = outputs_of(student.eval()(**feeds), site)
-    except (TypeError, RuntimeError, ValueError) as error:
+            result = student.eval()(**feeds)
+    except Exception as error:  # a student may be user code, which may raise anything
         given = ", ".join(str(spec) for spec in site.inputs)
-        raise InvalidInput(f"the student fails on what the site takes ({given}): {error}") from error
+        raise InvalidInput(
+            f"the student fails at batch {batch} of what the site takes by name ({given}): "
+            f"{type(error).__name__}: {error}"
+        ) from error
     finally:
         student.train(was_training)
-    batch = next(iter(feeds.values())).shape[0]
+    answers = outputs_of(result, site)
+    if set(answers) != {spec.name for spec in site.outputs}:
+        wanted = ", ".join(f"'{spec}'" for spec in site.outputs)
+        raise InvalidInput(f"the student gives {', '.join(answers) or 'nothing'}; what the rest reads is {wanted}")
     for spec in site.outputs:
-        if spec.name not in answers:
-            raise InvalidInput(f"the student gives {', '.join(answers) or 'nothing'}; the site's output is '{spec}'")
         answer = answers[spec.name]
         shape, dtype = tuple(answer.shape), str(answer.dtype).removeprefix("torch.")
         if shape != (batch, *spec.shape[1:]) or dtype != spec.dtype:
@@ -83,12 +87,13 @@ def check_student(student: nn.Module, site: Site, feeds: Mapping[str, Tensor]) -
             raise InvalidInput(
                 f"the student's output '{spec.name}' is {shown} at batch {batch}; the site's is '{spec}'"
             )
+    return answers
 
 
 def outputs_of(result: object, site: Site) -> dict[str, Tensor]:
     """What a student returned, by output name: a bare tensor answers for the site's only output."""
     if isinstance(result, Tensor):
         return {site.outputs[0].name: result} if len(site.outputs) == 1 else {"output": result}
-    if not isinstance(result, Mapping):
+    if not isinstance(result, Mapping) or not all(isinstance(answer, Tensor) for answer in result.values()):
         raise InvalidInput(f"the student returns a {type(result).__name__}: let it return a dict of tensors by name")
     return dict(result)

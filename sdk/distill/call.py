@@ -56,3 +56,17 @@ def without_tensors(result: Any) -> tuple[Any, dict[str, Tensor]]:
 def with_tensors(structure: Any, tensors: Mapping[str, Tensor]) -> Any:
     """The structure with the tensors in the place of their names."""
     return pytree.tree_map(lambda leaf: tensors[leaf] if isinstance(leaf, str) else leaf, structure)
+
+
+class Given(nn.Module):
+    """Stands where an encoder stood: returns the tensors of this call in the structure that its outputs had."""
+
+    def __init__(self, structure: Any) -> None:
+        super().__init__()
+        self.structure = structure
+        self.names = [leaf for leaf in pytree.tree_leaves(structure) if isinstance(leaf, str)]
+        self.tensors: dict[str, Tensor] = {}
+
+    def forward(self, *_: Any, **__: Any) -> Any:
+        """Whatever the arguments are."""
+        return with_tensors(self.structure, self.tensors)

@@ -12,7 +12,6 @@ import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import get_args
 
 import msgspec
 import torch
@@ -26,62 +25,40 @@ from edgekit.distill.card import MORE_OF_STAGE_1, STAGE_1, Card
 from edgekit.distill.card_page import card_page
 from edgekit.distill.checkpoint import FILE as CHECKPOINT
 from edgekit.distill.data import Images, open_images
+from edgekit.distill.distill_options import DistillOptions
 from edgekit.distill.division import divided, reaching
-from edgekit.distill.fit_options import FitOptions, FitRecord
+from edgekit.distill.fit_options import FitRecord
+from edgekit.distill.own_student import is_own, own_student
 from edgekit.distill.parallel import Processes, processes
-from edgekit.distill.precision import TrainingPrecision
 from edgekit.distill.record import CARD, PAGE, WEIGHTS, Distilled, write_weights
-from edgekit.distill.refine import RefineOptions, RefineRecord, refine
+from edgekit.distill.refine import RefineRecord, refine
 from edgekit.distill.site import Site, find_site
-from edgekit.distill.sizing import Student, student
+from edgekit.distill.sizing import StudentRecord, student
 from edgekit.distill.splicing import outside_sha256, splice
 from edgekit.distill.task import Task, open_task
 from edgekit.distill.trainer import fit
 from edgekit.distill.verification import check_teacher, verify_student
-from edgekit.errors import InvalidInput, unknown_name
+from edgekit.errors import InvalidInput
 from edgekit.folder import check_free, put_in_place, write_errors
 from edgekit.model import Model, weights_sha256
 from edgekit.source import DISTILLED, load
-from edgekit.types import Value
 
+SHARE = 0.1  # of the site's parameters, for a student whose size nobody gave
 HUGGING_FACE_FILES = ("*.json", "tokenizer*", "vocab.*", "merges.txt")
 
 
-class DistillOptions(Value, frozen=True, kw_only=True):
-    """What to swap for what, and how to learn it."""
-
-    site: str  # module path, or its unique end: "vision_encoder"
-    data: str  # in the grammar of `edgekit.dataset`; needs no labels
-    student: str = "npu-conv"  # file in `sdk/distill/students/`
-    params: float = 0.1  # of the student: a share of the site's up to 1, a number above
-    neck: str | None = None  # module of the site to end the student with, as a path in it: "neck"
-    task: str | None = None  # file in `sdk/distill/tasks/`; what fits the model if left out
-    truth: str | None = None  # folder with what is true of the images, as the task reads it
-    judged_share: float = 0.1  # of the images: kept aside, for the card
-    cache: str = "ram"  # embeddings: "ram", "stream" to compute them each time, or a folder
-    fit: FitOptions = FitOptions()
-    refine: RefineOptions | None = None
-    device: str = "cpu"
-    min_r2: float | None = None
-    min_agreement: float | None = None
-    min_quality_share: float | None = None  # of the teacher's quality
-    force: bool = False
-
-    def __post_init__(self) -> None:
-        """Raises `InvalidInput` that names the option and what it may be."""
-        if not self.params > 0:
-            raise InvalidInput(f"params must be a share of the site's up to 1, or a number above, not {self.params:g}")
-        if self.fit.precision not in get_args(TrainingPrecision):
-            raise unknown_name("precision of training", self.fit.precision, get_args(TrainingPrecision))
-        if not 0 < self.judged_share < 1:
-            raise InvalidInput(f"judged_share must be between 0 and 1, not {self.judged_share:g}")
-
-
 def distill(
-    model: Model | str, out: str | Path, options: DistillOptions, *, progress: Progress = silent
+    model: Model | str,
+    out: str | Path,
+    options: DistillOptions,
+    *,
+    student: nn.Module | None = None,
+    progress: Progress = silent,
 ) -> Card | None:
     """Distil a site of `model` into the folder `out`, a model source like any other, and return the student's card.
 
+    A `student` given as a module is trained in place, instead of what `options.student` names; no folder can build it,
+    so `restore` opens `out` with a module like it, and `edgekit.load` does not.
     Of the processes that `torchrun` started only the first gets a card. Raises `GateMissed` where the student misses
     a gate: nothing is left at `out` then, and a run with other gates goes on from what was learnt.
     """
@@ -90,6 +67,8 @@ def distill(
     group = processes(options.device)
     check_free(folder, options.force, DISTILLED)
     say = progress if group.is_first else silent
+    if student is not None:
+        options = msgspec.structs.replace(options, student=f"module:{type(student).__name__}")
     if isinstance(model, str):
         say(f"load {model}")
         model = load(model)
@@ -99,7 +78,7 @@ def distill(
             "give a Hugging Face folder, zoo:NAME or your_file.py:factory"
         )
     try:
-        return _distill(model, partial, folder, options, group, say)
+        return _distill(model, partial, folder, options, student, group, say)
     except KeyboardInterrupt:
         say(f"stopped: the same command goes on from '{partial}'")
         raise
@@ -121,12 +100,18 @@ class _Job:
 
 
 def _distill(
-    model: Model, partial: Path, folder: Path, options: DistillOptions, group: Processes, progress: Progress
+    model: Model,
+    partial: Path,
+    folder: Path,
+    options: DistillOptions,
+    given: nn.Module | None,
+    group: Processes,
+    progress: Progress,
 ) -> Card | None:
     progress("look for the site")
     site = find_site(model, options.site)
     task = open_task(model, options.task)
-    made = _student(model, site, options)  # before any work, since its budget may not do
+    made, record = _student(model, site, options, given)  # before any work, since it may not do
     job = _prepared(model, site, task, options, progress)
     truth = _truth(job)
     untrained = copy.deepcopy(made)
@@ -151,20 +136,26 @@ def _distill(
         )  # fmt: skip
         card.require(r2=options.min_r2, agreement=options.min_agreement, quality_share=options.min_quality_share)
         progress("put the student in its place")
-        _write(job, made.cpu(), card, fitted, refined, partial)
+        _write(job, made.cpu(), record, card, fitted, refined, partial)
         (partial / CHECKPOINT).unlink()
         put_in_place(partial, folder, options.force)
     return card
 
 
-def _student(model: Model, site: Site, options: DistillOptions) -> Student:
+def _student(
+    model: Model, site: Site, options: DistillOptions, given: nn.Module | None
+) -> tuple[nn.Module, StudentRecord]:
+    if given is not None or is_own(options.student):
+        return own_student(options.student if given is None else given, model, site, seed=options.fit.seed)
     module = model.module.get_submodule(site.path)
     known = dict(module.named_modules())
     if options.neck is not None and options.neck not in known:
         children = ", ".join(name for name, _ in module.named_children())
         raise InvalidInput(f"site '{site.path}' has no module '{options.neck}' to end with; it has {children}")
     neck = known[options.neck] if options.neck else None
-    return student(options.student, site, params=options.params, neck=neck, seed=options.fit.seed)
+    params = SHARE if options.params is None else options.params
+    built = student(options.student, site, params=params, neck=neck, seed=options.fit.seed)
+    return built, built.record
 
 
 def _prepared(model: Model, site: Site, task: Task, options: DistillOptions, progress: Progress) -> _Job:
@@ -189,7 +180,7 @@ def _prepared(model: Model, site: Site, task: Task, options: DistillOptions, pro
     )  # fmt: skip
 
 
-def _controls(job: _Job, made: Student, device: torch.device) -> dict[str, nn.Module]:
+def _controls(job: _Job, made: nn.Module, device: torch.device) -> dict[str, nn.Module]:
     """What a refined student is held against: itself before, and with as many more steps of stage 1."""
     options = job.options.refine
     if options is None:
@@ -201,7 +192,7 @@ def _controls(job: _Job, made: Student, device: torch.device) -> dict[str, nn.Mo
     return {STAGE_1: copy.deepcopy(made), MORE_OF_STAGE_1: longer}
 
 
-def _refined(job: _Job, made: Student, device: torch.device) -> RefineRecord | None:
+def _refined(job: _Job, made: nn.Module, device: torch.device) -> RefineRecord | None:
     """Refine in place where it was asked for."""
     if job.options.refine is None:
         return None
@@ -225,15 +216,21 @@ def _truth(job: _Job) -> dict[str, Tensor] | None:
 
 
 def _write(
-    job: _Job, made: Student, card: Card, fitted: FitRecord, refined: RefineRecord | None, partial: Path
+    job: _Job,
+    made: nn.Module,
+    student: StudentRecord,
+    card: Card,
+    fitted: FitRecord,
+    refined: RefineRecord | None,
+    partial: Path,
 ) -> None:
     """Everything that `record` describes."""
     spliced = splice(job.model, job.site, made)
     record = Distilled(
         source=job.model.source,
         site=job.site,
-        student=made.record,
-        neck=job.options.neck,
+        student=student,
+        options=job.options,
         task=job.task.name,
         sha256=weights_sha256(spliced),
         outside_sha256=outside_sha256(spliced, job.site.path),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Literal, get_args
 
 from edgekit.distill.losses import LOSSES
 from edgekit.distill.precision import TrainingPrecision
@@ -33,6 +33,8 @@ class FitOptions(Value, frozen=True, kw_only=True):
         """Raises `InvalidInput` that names the option and what it may be."""
         if self.loss not in LOSSES:
             raise unknown_name("loss", self.loss, LOSSES)
+        if self.precision not in get_args(TrainingPrecision):
+            raise unknown_name("precision of training", self.precision, get_args(TrainingPrecision))
         for names, low, high in (
             (("steps", "batch", "evaluations"), 1, math.inf),
             (("weight_decay", "clip_norm", "patience", "checkpoint_s"), 0, math.inf),
@@ -40,7 +42,7 @@ class FitOptions(Value, frozen=True, kw_only=True):
         ):
             for name in names:
                 value = getattr(self, name)
-                if not low <= value < high if high == 1 else not low <= value:
+                if not low <= value < high:
                     raise InvalidInput(f"{name} must be {low} or more{' and below 1' * (high == 1)}, not {value}")
         if not 0 < self.lr < math.inf:
             raise InvalidInput(f"lr must be above 0, not {self.lr}")

@@ -20,7 +20,7 @@ from edgekit.compression import is_below
 from edgekit.cost.kernels import op_name
 from edgekit.distill.call import Constant, by_name, positions, why_not_again, with_tensors, without_tensors
 from edgekit.errors import UnsupportedModel
-from edgekit.graph import capture, module_path, source_line
+from edgekit.graph import capture, module_path, op_place
 from edgekit.model import Model
 from edgekit.quiet import quiet
 from edgekit.types import TensorSpec
@@ -93,20 +93,24 @@ def _first_op(source: Node, road: Mapping[Node, Node | None], known: Collection[
     """Where a road from a source first leaves what is known and the module at a path: op, module and source line."""
     node = road[source]
     while node is not None and node.op == "call_function":
-        home = module_path(node)
-        if not (_is_marker(node) or node in known or (path and is_below(home, [path]))):
-            line, where = source_line(node), f"'{home}'" if home else "the model itself"
-            return f"{op_name(node)} in {where}" + (f" ({line})" if line else "")
+        if not (_is_marker(node) or node in known or (path and is_below(module_path(node), [path]))):
+            return f"{op_name(node)} in {op_place(node)}"
         node = road[node]
     return "it is returned as it is"
 
 
 def trace(model: Model) -> Flow:
-    """Trace a model with markers. Raises `UnsupportedModel` with the line that cannot be traced."""
+    """Trace a model with markers. Raises `UnsupportedModel` with the line that cannot be traced, and what to do."""
     calls: dict[str, Calls] = {}
-    with _marked(model.module, calls), quiet():
-        program = capture(model)
-        functional = program.run_decompositions({})
+    try:
+        with _marked(model.module, calls), quiet():
+            program = capture(model)
+            functional = program.run_decompositions({})
+    except UnsupportedModel as error:
+        raise UnsupportedModel(
+            f"{error}. Sites are proven on a trace of the whole model, which an export takes too: rewrite the line, or "
+            "give the model without what follows it"
+        ) from error
     signature = functional.graph_signature
     markers: dict[str, dict[Node, str]] = {}
     for node in filter(_is_marker, functional.graph.nodes):

@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from edgekit.distill.distill_options import DistillOptions
 from edgekit.distill.fit_options import FitRecord
 from edgekit.distill.refine import RefineRecord
 from edgekit.distill.site import Site
@@ -23,7 +24,7 @@ from edgekit.source import DISTILLED
 from edgekit.types import ModelSource, Value
 
 WEIGHTS, CARD, PAGE = "model.safetensors", "card.json", "card.html"
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 MAX_RECORD_BYTES = 16 << 20  # a sane one is under 1 MB
 
 
@@ -34,7 +35,7 @@ class Distilled(Value, frozen=True, kw_only=True):
     source: ModelSource  # of the teacher
     site: Site
     student: StudentRecord
-    neck: str | None = None  # module of the site that ends the student too, as a path in it
+    options: DistillOptions  # of the run: `distill(source, out, options)` repeats it
     task: str
     sha256: str  # over the whole model with the student, as `ModelSource` has it
     outside_sha256: str  # over all that is not the student, which is as it was
@@ -45,6 +46,8 @@ class Distilled(Value, frozen=True, kw_only=True):
 def read_record(folder: Path) -> Distilled:
     """Raises `InvalidInput` that says what is wrong with it."""
     path = folder / DISTILLED
+    if not path.is_file():
+        raise InvalidInput(f"'{folder}' is no folder of edgekit distill: it has no {DISTILLED}")
     if (size := path.stat().st_size) > MAX_RECORD_BYTES:
         raise InvalidInput(f"'{path}' has {size} bytes; no sane one has more than {MAX_RECORD_BYTES}")
     try:

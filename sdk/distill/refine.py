@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from edgekit.compression import Progress, silent
+from edgekit.distill.boundary import outputs_of
 from edgekit.distill.cache import Embeddings
 from edgekit.distill.data import Images
 from edgekit.distill.losses import loss as embedding_loss
@@ -126,7 +127,7 @@ class _Refinement:
     ) -> None:  # fmt: skip
         self.rest = Rest(model, site, task.prompt_inputs)
         self.rest.module.to(device)
-        self._student, self._images, self._embeddings = student, images, embeddings
+        self._site, self._student, self._images, self._embeddings = site, student, images, embeddings
         self._task, self._options, self._device = task, options, device
         self._generator = np.random.default_rng(options.seed)
         self._kinds = cycle(task.kinds)
@@ -141,7 +142,7 @@ class _Refinement:
         stored = self._embeddings.batch(rows) or self._embeddings.of(feeds)
         teacher = {name: tensor.to(self._device).float() for name, tensor in stored.items()}
         valid = self._images.valid_batch(rows)
-        found = self._student(**feeds)
+        found = outputs_of(self._student(**feeds), self._site)
         pulled = self._pull(found, teacher, valid)
         answered = self._answered(found, teacher, valid)
         for group in self._optimiser.param_groups:

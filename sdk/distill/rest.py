@@ -5,23 +5,13 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from edgekit.distill.call import Given
 from edgekit.distill.site import Site
 from edgekit.distill.splicing import splice
 from edgekit.model import Model, name_outputs
 from edgekit.types import TensorSpec
-
-
-class _Given(nn.Module):
-    """Stands where the encoder stood and hands out the embeddings of this call."""
-
-    def __init__(self, site: Site) -> None:
-        super().__init__()
-        self.embeddings: Mapping[str, Tensor] = {spec.name: torch.zeros(_sizes(spec)) for spec in site.outputs}
-
-    def forward(self, **inputs: Tensor) -> dict[str, Tensor]:
-        return dict(self.embeddings)
 
 
 class Rest:
@@ -31,7 +21,8 @@ class Rest:
     """
 
     def __init__(self, model: Model, site: Site, prompt_inputs: Collection[str] = ()) -> None:
-        self._given = _Given(site)
+        self._given = Given({spec.name: spec.name for spec in site.outputs})
+        self._given.tensors = {spec.name: torch.zeros(_sizes(spec)) for spec in site.outputs}
         self.module = splice(model, site, self._given).requires_grad_(False)
         self._example = {name: tensor for name, tensor in model.example.items() if name not in prompt_inputs}
 
@@ -39,7 +30,7 @@ class Rest:
         """The model's outputs. A prompt of Q questions asks Q / N of each of N embeddings, in their order."""
         one = next(iter(embeddings.values()))
         times = max((len(tensor) for tensor in prompt.values()), default=len(one)) // len(one)
-        self._given.embeddings = {name: tensor.repeat_interleave(times, 0) for name, tensor in embeddings.items()}
+        self._given.tensors = {name: tensor.repeat_interleave(times, 0) for name, tensor in embeddings.items()}
         images = {
             name: tensor[:1].expand(times * len(one), *tensor.shape[1:]) for name, tensor in self._example.items()
         }

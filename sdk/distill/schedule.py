@@ -45,14 +45,19 @@ def split(keys: Sequence[str], share: float, seed: int) -> tuple[list[int], list
     return [i for i in numbers if keys[i] not in held], [i for i in numbers if keys[i] in held]
 
 
+def trained(module: nn.Module) -> list[nn.Parameter]:
+    """The parameters that training changes. Raises `InvalidInput` for none."""
+    found = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    if not found:
+        raise InvalidInput("no parameter of the student can be trained: call requires_grad_(True) on what is to learn")
+    return found
+
+
 def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     """Matrices and kernels decay; norms and biases, which have one axis, do not. Raises `InvalidInput` for none."""
-    trained = [p for p in module.parameters() if p.requires_grad]
-    if not trained:
-        raise InvalidInput("no parameter of the student can be trained: call requires_grad_(True) on what is to learn")
     return [
-        {"params": [p for p in trained if p.dim() > 1], "weight_decay": weight_decay},
-        {"params": [p for p in trained if p.dim() <= 1], "weight_decay": 0.0},
+        {"params": [p for p in trained(module) if p.dim() > 1], "weight_decay": weight_decay},
+        {"params": [p for p in trained(module) if p.dim() <= 1], "weight_decay": 0.0},
     ]
 
 

@@ -17,7 +17,7 @@ from edgekit.distill.layers import multiple_of
 from edgekit.distill.pyramid import Design, Head, Parts, Pyramid
 from edgekit.distill.site import Site
 from edgekit.errors import InvalidInput, unknown_name
-from edgekit.types import Value
+from edgekit.types import ModelSource, Value
 
 STUDENTS = "edgekit.distill.students"
 LEAST_USED = 0.9  # of a budget
@@ -29,8 +29,9 @@ class StudentRecord(Value, frozen=True, kw_only=True):
     """Enough to build a student again; its weights are stored elsewhere."""
 
     name: str
-    options: dict[str, Any]  # of `Design`, and whether it ends in the teacher's neck
+    options: dict[str, Any]  # of `Design`, and whether it ends in the teacher's neck; none of one's own
     params: int
+    source: ModelSource | None = None  # of one's own: its factory (python), or its class (module); see `own_student`
 
 
 class Student(Pyramid):

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from edgekit.compression import Progress, silent
+from edgekit.distill.boundary import outputs_of
 from edgekit.distill.cache import Embeddings
 from edgekit.distill.card import (
     MEAN_EMBEDDING,
@@ -96,7 +97,7 @@ def verify_student(
         for index, key in enumerate(images.keys):
             feeds = {name: torch.from_numpy(array).to(device) for name, array in images[index].items()}
             teacher = {name: tensor.to(device).float() for name, tensor in embeddings[index].items()}
-            found = {name: each(**feeds) for name, each in ready.items()}
+            found = {name: outputs_of(each(**feeds), site) for name, each in ready.items()}
             judge.add(key, teacher, found, images.valid_batch([index]))
             if index % 10 == 0 or index == len(images) - 1:
                 progress(f"verify: image {index + 1} of {len(images)}")

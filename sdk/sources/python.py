@@ -22,21 +22,7 @@ from edgekit.model import Loaded, LoadOptions
 
 def load(ref: str, options: LoadOptions) -> Loaded:
     """Import the file or module and call its factory."""
-    place, _, factory_name = ref.rpartition(":")
-    with _neighbours(place):
-        return _load(ref, place, factory_name)
-
-
-def _load(ref: str, place: str, factory_name: str) -> Loaded:
-    namespace = _import(place)
-    factory = getattr(namespace, factory_name, None)
-    if not callable(factory):
-        found = (n for n, v in vars(namespace).items() if callable(v) and not n.startswith("_"))
-        raise unknown_name(f"factory in '{place}'", factory_name, found)
-    try:
-        made = factory()
-    except (Exception, SystemExit) as error:  # user code may raise anything
-        raise UnsupportedModel(f"factory '{ref}' raised {type(error).__name__}: {error}") from error
+    made = call_factory(ref)
     if isinstance(made, Loaded):
         return made
     module, example = made if isinstance(made, tuple) and len(made) == 2 else (made, None)
@@ -46,6 +32,25 @@ def _load(ref: str, place: str, factory_name: str) -> Loaded:
             "or (module, example_inputs)"
         )
     return Loaded(module=module, example=example)
+
+
+def call_factory(ref: str, *arguments: object) -> object:
+    """What a factory returns for these arguments. This runs somebody's code.
+
+    Raises `InvalidInput` for code that cannot be imported, `UnknownName` for a factory that is not in it, and
+    `UnsupportedModel` for what the factory raises.
+    """
+    place, _, factory_name = ref.rpartition(":")
+    with _neighbours(place):
+        namespace = _import(place)
+        factory = getattr(namespace, factory_name, None)
+        if not callable(factory):
+            found = (n for n, v in vars(namespace).items() if callable(v) and not n.startswith("_"))
+            raise unknown_name(f"factory in '{place}'", factory_name, found)
+        try:
+            return factory(*arguments)
+        except (Exception, SystemExit) as error:  # user code may raise anything
+            raise UnsupportedModel(f"factory '{ref}' raised {type(error).__name__}: {error}") from error
 
 
 @contextmanager

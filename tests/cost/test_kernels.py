@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from edgekit.bench._architectures import RANDOM
 from edgekit.cost.kernels import PRODUCTS, Kernel, Work, work
+from edgekit.errors import UnsupportedModel
 from edgekit.graph import capture
 from edgekit.source import load
 
@@ -146,6 +147,14 @@ def test_recurrent_ops_are_named_and_not_counted() -> None:
     found = work(torch.export.export(module, (), inputs, strict=False))
     assert found.not_modelled == {"lstm": 1}
     assert [kernel.op for kernel in found.kernels if kernel.op_class in PRODUCTS] == ["linear"]
+
+
+def test_a_size_that_depends_on_values_is_named_with_its_line() -> None:
+    positive = Calls(lambda x: x[torch.nonzero(x[0])[:, 0]])
+    with pytest.raises(
+        UnsupportedModel, match=r"nonzero in the model itself \(test_kernels.py:\d+\) gives a tensor whose"
+    ):
+        counted(positive, torch.rand(4, 4))
 
 
 @pytest.mark.parametrize("name", sorted(set(RANDOM) - {"lstm_classifier", "data_dependent_branch"}))
