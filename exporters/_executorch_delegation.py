@@ -50,7 +50,7 @@ def fallbacks(program: ExportedProgram, reasons: Mapping[str, str], known: froze
     """The ops left to portable kernels. `reasons` are the partitioner's by node, `known` the ops it has rules for."""
     return tuple(
         Fallback(
-            op=_op(node), where=_where(node), source=source_line(node), reason=fallback_reason(node, reasons, known)
+            op=edge_op(node), where=_where(node), source=source_line(node), reason=fallback_reason(node, reasons, known)
         )
         for node in program.graph.nodes
         if node.op == "call_function" and "." in _name(node) and node.target is not operator.getitem
@@ -62,8 +62,8 @@ def fallback_reason(node: Node, reasons: Mapping[str, str], known: frozenset[str
     given = reasons.get(node.name)
     if given and given != "invalid dtype":
         return given
-    if _op(node).partition(".")[2] not in {name.partition(".")[0] for name in known}:
-        return f"XNNPACK has no kernel for {_op(node)}"
+    if edge_op(node).partition(".")[2] not in {name.partition(".")[0] for name in known}:
+        return f"XNNPACK has no kernel for {edge_op(node)}"
     values = [item.meta.get("val") for item in (*node.all_input_nodes, node)]
     wrong = [str(v.dtype) for v in values if isinstance(v, torch.Tensor) and v.dtype != torch.float32]
     if wrong:
@@ -71,7 +71,7 @@ def fallback_reason(node: Node, reasons: Mapping[str, str], known: frozenset[str
     return "XNNPACK's partitioner left it out and does not say why"
 
 
-def _op(node: Node) -> str:
+def edge_op(node: Node) -> str:
     """`aten.embedding` of `aten.embedding.default`."""
     return _name(node).rpartition(".")[0]
 

@@ -4,7 +4,7 @@
     OUT/model.onnx       the artifact (and external data files beside it)
     OUT/golden.npz       real inputs and PyTorch's outputs: `in.<sample>.<tensor>`, `out.<sample>.<tensor>`
     OUT/assets/          labels, tokenizer
-    OUT/model_vela.tflite    the artifact after a vendor's compiler, for devices that need one
+    OUT/model_vela.tflite    the model after a vendor's compiler, for devices that need one
     OUT/report.html      the manifest as a page for people; nothing reads it, so the manifest does not vouch for it
 
 Nothing in a bundle is executed or unpickled, and no path in it may leave the folder.
@@ -126,18 +126,31 @@ class CompilerEstimate(Value, frozen=True, kw_only=True):
     """What a compiler's model of its device says of one inference. Nothing was run: a measurement has its own type."""
 
     cycles: int  # of the device's clock
-    latency_s: float
+    latency_s: float | None = None  # None where the compiler gives cycles of a part of the ops only
     memory_bytes: dict[str, int]  # by the compiler's name of the memory: "sram", "off_chip_flash"
 
 
-class Compiled(_FileRecord, frozen=True, kw_only=True):
-    """The model file after a vendor's compiler; also an asset of the bundle."""
+class CompiledCheck(Value, frozen=True, kw_only=True):
+    """How far a compiled file was checked where it was made: on a machine that cannot run it."""
 
+    by: str | None  # what ran in the device's place: "TOSA reference model 2026.5.0"; None: nothing could
+    covers: str  # what was checked
+    excludes: str  # what was not, beside the device itself
+    parity: Parity | None = None  # of what ran, on the golden samples
+
+
+class Compiled(Value, frozen=True, kw_only=True):
+    """The model after a vendor's compiler. It was not run; its files are assets of the bundle."""
+
+    path: str  # of the file or folder that the vendor's tools take
+    bytes: int
     compiler: str
     version: str
+    precision: Precision  # its arithmetic, where it differs from the artifact's too
     target: dict[str, str]  # the compiler's own words for what it was made for
-    delegation: Delegation  # where the compiler put each op of the model file
-    estimate: CompilerEstimate
+    delegation: Delegation | None  # where the compiler put each op; None where only the device decides
+    estimate: CompilerEstimate | None  # None where the compiler gives none
+    check: CompiledCheck
 
 
 class Manifest(Value, frozen=True, kw_only=True):

@@ -83,7 +83,7 @@ def draft(
     check_plan(chosen)
     if chosen.device != profile.id:
         warnings += (f"the plan was made for {chosen.device}, this export is for {profile.id}",)
-    needed = calibration if any(step.needs_samples for step in chosen.passes) else None
+    needed = calibration if chosen.compiler or any(step.needs_samples for step in chosen.passes) else None
     if needed and len(needed.samples) < FEW_SAMPLES:
         warnings += (
             f"only {len(needed.samples)} calibration samples: ranges may be too narrow, give {FEW_SAMPLES} or more",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from io import RawIOBase
 from pathlib import Path
@@ -33,6 +33,7 @@ class Refusal(Value, frozen=True, kw_only=True):
         return f"{self.where}: {self.reason}: {self.fix}"
 
 
+CALIBRATION = "calibration.npz"  # of a saved job
 OWN_NAMESPACES = ("aten", "prim", "prims", "higher_order", "_higher_order_ops")
 Verdict = Literal["converts", "decomposed", "falls back", "needs a rewrite"]
 
@@ -106,8 +107,7 @@ class ExportJob:
                 )
         facts = _Facts(**{field: getattr(self, field) for field in _Facts.__struct_fields__})
         (folder / "job.json").write_text(facts.to_json(), encoding="utf-8")
-        samples = {f"{i}.{name}": array for i, sample in enumerate(self.calibration) for name, array in sample.items()}
-        np.savez(folder / "calibration.npz", **samples)  # type: ignore[arg-type]
+        save_samples(folder / CALIBRATION, self.calibration)
         with (folder / "program.pt2").open("wb", buffering=0) as stream:
             sink = _Sink(stream)
             try:
@@ -123,16 +123,27 @@ class ExportJob:
     def load(cls, folder: Path) -> ExportJob:
         """The inverse of `save`, for folders that this very program wrote: reading a .pt2 can run code."""
         facts = _Facts.from_json((folder / "job.json").read_bytes())
-        samples: dict[int, Arrays] = {}
-        with np.load(folder / "calibration.npz", allow_pickle=False) as stored:
-            for key in stored.files:
-                index, _, name = key.partition(".")
-                samples.setdefault(int(index), {})[name] = stored[key]
         return cls(
             program=torch.export.load(folder / "program.pt2"),
-            calibration=tuple(samples[index] for index in sorted(samples)),
+            calibration=load_samples(folder / CALIBRATION),
             **{field: getattr(facts, field) for field in _Facts.__struct_fields__},
         )
+
+
+def save_samples(path: Path, samples: Sequence[Arrays]) -> None:
+    """Write samples for a process of our own."""
+    named = {f"{i}.{name}": array for i, sample in enumerate(samples) for name, array in sample.items()}
+    np.savez(path, **named)  # type: ignore[arg-type]
+
+
+def load_samples(path: Path) -> tuple[Arrays, ...]:
+    """The inverse of `save_samples`."""
+    samples: dict[int, Arrays] = {}
+    with np.load(path, allow_pickle=False) as stored:
+        for key in stored.files:
+            index, _, name = key.partition(".")
+            samples.setdefault(int(index), {})[name] = stored[key]
+    return tuple(samples[index] for index in sorted(samples))
 
 
 class _Sink:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -23,13 +23,14 @@ from edgekit.bundle import (
     Asset,
     Bundle,
     CalibrationRecord,
+    Compiled,
     Delegation,
     Manifest,
     record_file,
     write_golden,
 )
 from edgekit.codec import WORTH
-from edgekit.compiling import COMPILERS, DeviceCompiler
+from edgekit.compiling import CompileJob
 from edgekit.compression import Progress, silent
 from edgekit.dataset import RANDOM_SAMPLES, random_samples
 from edgekit.decoding import CACHES
@@ -45,18 +46,19 @@ from edgekit.inference import delegation
 from edgekit.lossless_artifact import pack
 from edgekit.model import Model
 from edgekit.page.document import page
-from edgekit.parity import TOLERANCES, ModuleError, Parity, Tolerance, with_gates
-from edgekit.planning import EXPORTERS, Plan, exporter_options
+from edgekit.parity import TOLERANCES, ModuleError, Parity, Tolerance, compare, with_gates
+from edgekit.planning import EXPORTERS, exporter_options
 from edgekit.preflight import explained
-from edgekit.processing import ImagePreprocess, Preprocess, relaid
+from edgekit.processing import Arrays, ImagePreprocess, Preprocess, logits_output, relaid
 from edgekit.profile import DeviceProfile
 from edgekit.report import fallback_text
 from edgekit.source import load
 from edgekit.speedup import against_float
 from edgekit.toolchains import versions
-from edgekit.types import FULL_PRECISION, TensorSpec, Value
+from edgekit.types import FULL_PRECISION, Precision, TensorSpec, Value
 from edgekit.verification import References, check_unpacked, judge, make_references
 
+COMPILED_SAMPLES = 32  # that what stands in for a device is asked about: simulators are slow
 GOLDEN_SAMPLES = 8  # kept in the bundle, so that it can be verified where PyTorch is not
 DIVERGED_DB = 20.0  # a module below this is off, where the gate names no SQNR
 QUICK_CALLS = 60  # of the measurement on the last screen
@@ -109,14 +111,13 @@ def _build(model: Model, made: Draft, partial: Path, options: ExportOptions, pro
     caches = [spec.name for spec in model.inputs if model.generation and spec.name.startswith(CACHES)]
     asked = make_references(model, model.inputs, model.dynamic, samples, state=caches)
     references = _served(asked, model.inputs, exported.inputs or model.inputs)
-    spread = np.linspace(0, len(references.real) - 1, min(GOLDEN_SAMPLES, len(references.real))).round().astype(int)
-    write_golden(partial / GOLDEN, [references.real[i] for i in spread])
+    write_golden(partial / GOLDEN, _spread(references.real, GOLDEN_SAMPLES))
     manifest = _manifest(model, made, exported, exporter, references, partial)
     if made.compressed.codec:
         progress("code the weights, and decode them to compare")
         manifest = _packed(manifest, partial, made.compressed.codec)
     progress(f"verify in {exporter.RUNTIME} on {len(references.real)} samples")
-    parity = judge(Bundle(partial, manifest), references, _tolerance(options, made.plan))
+    parity = judge(Bundle(partial, manifest), references, _tolerance(options, made.plan.precision))
     parity = msgspec.structs.replace(parity, origin="real" if made.evaluation else "random")
     if not parity.ok:
         progress("look for the first module that diverges")
@@ -131,9 +132,15 @@ def _build(model: Model, made: Draft, partial: Path, options: ExportOptions, pro
     manifest = msgspec.structs.replace(manifest, parity=parity)
     if made.plan.compiler:
         progress(f"compile with {made.plan.compiler}")
-        manifest = _compiled(manifest, partial, made, job.program)
+        pairs = _spread(asked.real, COMPILED_SAMPLES)
+        manifest = _compiled(manifest, partial, made, job, pairs, options, progress)
     manifest = _with_delegation(manifest, partial, references, job.program, options)
     return _measured(manifest, partial, job, chosen, progress) if options.measure else manifest
+
+
+def _spread(pairs: Sequence[tuple[Arrays, Arrays]], most: int) -> list[tuple[Arrays, Arrays]]:
+    """At most so many samples with their answers, from the first to the last."""
+    return [pairs[i] for i in np.linspace(0, len(pairs) - 1, min(most, len(pairs))).round().astype(int)]
 
 
 def _served(asked: References, given: tuple[TensorSpec, ...], wanted: tuple[TensorSpec, ...]) -> References:
@@ -144,14 +151,52 @@ def _served(asked: References, given: tuple[TensorSpec, ...], wanted: tuple[Tens
     )
 
 
-def _compiled(manifest: Manifest, partial: Path, made: Draft, program: ExportedProgram) -> Manifest:
-    """Add what the vendor's compiler makes of the artifact, beside it: the artifact itself runs and verifies here."""
-    compiler: DeviceCompiler = registry.load(COMPILERS, manifest.plan.compiler or "")
-    choice = next(c for c in made.device.runtime if c.compiler and c.compiler.name == manifest.plan.compiler)
-    found = compiler.compile(partial / manifest.artifacts[0].path, made.device.unit_of(choice), partial)
-    found = msgspec.structs.replace(found, delegation=_with_sources(found.delegation, program))
-    asset = Asset(role="compiled", path=found.path, bytes=found.bytes, sha256=found.sha256)
-    return msgspec.structs.replace(manifest, compiled=found, assets=(*manifest.assets, asset))
+def _compiled(
+    manifest: Manifest,
+    partial: Path,
+    made: Draft,
+    job: ExportJob,
+    pairs: list[tuple[Arrays, Arrays]],
+    options: ExportOptions,
+    progress: Progress,
+) -> Manifest:
+    """Add what the vendor's compiler makes, beside the artifact, which runs and verifies here.
+
+    Raises `ParityFailed` where what stood in for the device does not answer like PyTorch.
+    """
+    name = made.plan.compiler or ""
+    choice = next(c for c in made.device.runtime if c.compiler and c.compiler.name == name)
+    given = CompileJob(
+        export=job,
+        artifact=partial / manifest.artifacts[0].path,
+        unit=made.device.unit_of(choice),
+        samples=tuple(feeds for feeds, _ in pairs),
+    )
+    result = isolation.compile(name, given, partial, progress)
+    found = result.compiled
+    if found.delegation:
+        found = msgspec.structs.replace(found, delegation=_with_sources(found.delegation, job.program))
+    if result.answers is not None:
+        logits = logits_output(manifest.postprocess)
+        tolerance = _tolerance(options, found.precision)
+        parity = compare([expected for _, expected in pairs], list(result.answers), tolerance, logits=logits)
+        parity = msgspec.structs.replace(parity, origin="real" if made.evaluation else "random")
+        if not parity.ok and not options.force:
+            raise ParityFailed(_compiled_message(manifest, found, parity))
+        found = msgspec.structs.replace(found, check=msgspec.structs.replace(found.check, parity=parity))
+    top = partial / found.path
+    paths = sorted(path for path in top.rglob("*") if path.is_file()) if top.is_dir() else [top]
+    records = [record_file(partial, path.relative_to(partial).as_posix()) for path in paths]
+    assets = (*manifest.assets, *(Asset(role="compiled", **record) for record in records))
+    return msgspec.structs.replace(manifest, compiled=found, assets=assets)
+
+
+def _compiled_message(manifest: Manifest, found: Compiled, parity: Parity) -> str:
+    return (
+        f"'{manifest.name}' as {found.compiler} makes it does not answer like PyTorch, says {found.check.by}: "
+        f"{'; '.join(parity.misses)}. Give more like the real inputs with --calibration, lower the gate with "
+        "--min-sqnr-db or --min-cosine, or keep the bundle as it is with --force"
+    )
 
 
 def _with_delegation(
@@ -161,7 +206,13 @@ def _with_delegation(
     (partial / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
     found = _with_sources(delegation(Bundle(partial, manifest), references.real[0][0]), program)
     least, judged = options.min_delegated, manifest.compiled.delegation if manifest.compiled else found
-    if least is not None and 100 * judged.delegated_share < least:
+    if judged is None:
+        if least is not None:
+            raise DelegationMissed(
+                f"--min-delegated {least:g} has nothing to judge: {manifest.plan.compiler} does not know where ops "
+                "will run. Leave it out"
+            )
+    elif least is not None and 100 * judged.delegated_share < least:
         where = "go to" if manifest.compiled else "ran on"
         raise DelegationMissed(
             f"{100 * judged.delegated_share:.1f} % of the ops {where} {judged.unit}, the gate is {least:g} %: "
@@ -289,8 +340,8 @@ def _warnings(made: Draft, references: References) -> tuple[str, ...]:
     return tuple(found)
 
 
-def _tolerance(options: ExportOptions, chosen: Plan) -> Tolerance:
-    tolerance = with_gates(TOLERANCES[chosen.precision], options.cosine_min, options.sqnr_db_min)
+def _tolerance(options: ExportOptions, precision: Precision) -> Tolerance:
+    tolerance = with_gates(TOLERANCES[precision], options.cosine_min, options.sqnr_db_min)
     if options.max_drop is not None:
         tolerance = msgspec.structs.replace(tolerance, top1_agreement_min=1 - options.max_drop / 100)
     return tolerance

@@ -10,7 +10,7 @@ from torch.export import ExportedProgram
 
 from edgekit import registry
 from edgekit.bundle import PlanRecord
-from edgekit.compiling import COMPILERS
+from edgekit.compiling import COMPILERS, DeviceCompiler
 from edgekit.compression import PASSES, Pass
 from edgekit.errors import InvalidInput, PlanInfeasible, unknown_name
 from edgekit.graph import attention_ops, op_counts
@@ -124,7 +124,12 @@ def plan(
 
 def _compiles(compiler: Compiler, precision: Precision) -> bool:
     """Whether edgekit runs this compiler, and it takes such a model."""
-    return compiler.name in registry.names(COMPILERS) and precision == compiler.precision
+    return compiler.name in registry.names(COMPILERS) and precision in _driver(compiler).PRECISIONS
+
+
+def _driver(compiler: Compiler) -> DeviceCompiler:
+    found: DeviceCompiler = registry.load(COMPILERS, compiler.name)
+    return found
 
 
 def _passes(precision: Precision, calibrated: bool) -> tuple[Pass, ...]:
@@ -185,17 +190,19 @@ def _target(device: DeviceProfile, format: str) -> _Target:
         return _asked_target(device, format)
     unserved: list[str] = []
     for choice in device.runtime:
+        unit = device.unit_of(choice)
         if choice.format in known:
-            unit = device.unit_of(choice)
             why = f"format {choice.format}: {choice.name} serves {_place(device, choice)}"
             elsewhere = "" if unit.kind == "cpu" else "; edgekit itself runs and measures it on the CPU beside it"
             return _Target(format=choice.format, unit=unit, reasons=(*unserved, why + elsewhere))
-        if choice.compiler is not None and choice.compiler.name in registry.names(COMPILERS):
+        if choice.compiler is None or choice.compiler.name not in registry.names(COMPILERS):
+            unserved.append(_not_served(device, choice))
+        elif (reason := _driver(choice.compiler).missing()) and any(each.format in known for each in device.runtime):
+            unserved.append(f"unserved {unit.name}: {reason}")
+        else:
             made = f"{choice.compiler.name} makes {choice.format} of it for {_place(device, choice)}"
             why, reads = f"format {choice.compiler.reads}: {made}", choice.compiler.reads
-            unit = device.unit_of(choice)
             return _Target(format=reads, unit=unit, compiler=choice.compiler, reasons=(*unserved, why))
-        unserved.append(_not_served(device, choice))
     if unserved:
         raise PlanInfeasible("; ".join(unserved))
     raise PlanInfeasible(f"{device.title} is served by no runtime, and there are exporters for {', '.join(known)}")

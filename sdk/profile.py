@@ -70,7 +70,14 @@ class HtpTarget(Value, frozen=True, kw_only=True):
     vtcm_mb: int
 
 
-Sourced = Number | GraphRules | VelaTarget | HtpTarget
+class RknnTarget(Value, frozen=True, kw_only=True):
+    """What Rockchip's RKNN-Toolkit2 is told to compile for, word for word."""
+
+    source: str
+    target_platform: str
+
+
+Sourced = Number | GraphRules | VelaTarget | HtpTarget | RknnTarget
 
 
 class ComputeUnit(Value, frozen=True, kw_only=True):
@@ -88,6 +95,7 @@ class ComputeUnit(Value, frozen=True, kw_only=True):
     rules: GraphRules | None = None
     vela: VelaTarget | None = None
     htp: HtpTarget | None = None
+    rknn: RknnTarget | None = None
 
 
 class Memory(Value, frozen=True, kw_only=True):

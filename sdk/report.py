@@ -102,16 +102,21 @@ def cells(row: Row) -> list[tuple[str, str]]:
 
 def compiled_cells(found: Compiled) -> list[tuple[str, str]]:
     """Label and text of every line on what a vendor's compiler made, and on what it expects of it."""
-    placed, each = found.delegation, found.estimate
-    counts = ", ".join(f"{unit} {sum(ops.values())}" for unit, ops in placed.units.items())
-    memory = ", ".join(f"{name} {megabytes(size)}" for name, size in each.memory_bytes.items())
-    who = f"{found.compiler} {found.version}"
-    lines = [
-        ("compiled", f"{found.path}  {megabytes(found.bytes)} by {who} for {' '.join(found.target.values())}"),
-        ("ops go to", f"{counts}  in {placed.partitions} piece(s)"),
-        ("estimate", f"{milliseconds(each.latency_s)}, {each.cycles} cycles, {memory}  [estimated by {who}, not run]"),
-    ]
-    return [*lines, ("left over", fallback_text(placed))] if placed.fallbacks else lines
+    who, target = f"{found.compiler} {found.version}", " ".join(found.target.values())
+    size = f"{found.precision}, {megabytes(found.bytes)}"
+    lines = [("compiled", f"{found.path}  {size} by {who} for {target}")]
+    if placed := found.delegation:
+        counts = ", ".join(f"{unit} {sum(ops.values())}" for unit, ops in placed.units.items())
+        lines.append(("ops go to", f"{counts}  in {placed.partitions} piece(s)"))
+        lines += [("left over", fallback_text(placed))] if placed.fallbacks else []
+    if each := found.estimate:
+        time = f"{milliseconds(each.latency_s)}, " if each.latency_s is not None else ""
+        memory = ", ".join(f"{name} {megabytes(used)}" for name, used in each.memory_bytes.items())
+        lines.append(("estimate", f"{time}{each.cycles} cycles, {memory}  [estimated by {who}, not run]"))
+    check = found.check
+    ran = f"{check.by}: " if check.by else ""
+    figures = f"{parity_text(check.parity)}; " if check.parity else ""
+    return [*lines, ("checked", f"{ran}{figures}{check.covers}"), ("not checked", check.excludes)]
 
 
 def _kept_float(row: Row) -> str:

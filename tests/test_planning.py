@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -11,6 +12,7 @@ from torch import nn
 from torch.export import ExportedProgram
 
 from edgekit import registry
+from edgekit.compiling import COMPILERS
 from edgekit.errors import InvalidInput, PlanInfeasible, UnknownName
 from edgekit.graph import attention_ops, capture
 from edgekit.passes.float16 import Float16
@@ -44,7 +46,22 @@ DRIVEN = [d for d in device_ids() if any(c.compiler and c.compiler.name == "vela
 COMPILED = sorted(set(device_ids()) - set(SERVED) - set(DRIVEN))
 
 
+@pytest.fixture
+def no_compilers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine without the tools of any device's vendor."""
+    for name in registry.names(COMPILERS):
+        monkeypatch.setattr(registry.load(COMPILERS, name), "missing", lambda: "its tool is not here: make it so")
+
+
+@pytest.fixture
+def all_compilers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine with all of them; a plan only asks."""
+    for name in registry.names(COMPILERS):
+        monkeypatch.setattr(registry.load(COMPILERS, name), "missing", lambda: None)
+
+
 @pytest.mark.parametrize("device", SERVED)
+@pytest.mark.usefixtures("no_compilers")
 def test_a_device_gets_a_plan_for_the_first_runtime_edgekit_exports_for(device: str, conv: ExportedProgram) -> None:
     profile = find_device(device)
     made = plan(conv, profile, calibrated=True)
@@ -53,7 +70,10 @@ def test_a_device_gets_a_plan_for_the_first_runtime_edgekit_exports_for(device: 
     assert made.format == served[0].format
     assert made.passes == RECIPES[made.precision]
     assert [reason.split()[0] for reason in made.reasons[passed_over:]] == ["format", "precision"]
-    assert all(f"edgekit does not write {c.format}" in " ".join(made.reasons) for c in profile.runtime[:passed_over])
+    for choice, reason in zip(profile.runtime[:passed_over], made.reasons, strict=False):
+        ours = choice.compiler is not None and choice.compiler.name in registry.names(COMPILERS)
+        said = "its tool is not here: make it so" if ours else f"edgekit does not write {choice.format}"
+        assert said in reason
     assert made.precision == ("fp16" if profile.unit_of(served[0]).fast_dtypes[0] == "float16" else "int8")
     check_plan(made)
 
@@ -93,14 +113,39 @@ def test_a_compiler_that_takes_int8_only_gets_no_float_model_unasked(conv: Expor
     assert (made.precision, made.compiler, made.options) == ("fp32", None, {})
 
 
-def test_an_npu_beside_a_cpu_is_named_with_its_compiler_and_the_cpu_gets_the_plan(conv: ExportedProgram) -> None:
+@pytest.mark.usefixtures("no_compilers")
+def test_an_npu_beside_a_cpu_whose_compiler_is_missing_is_named_and_the_cpu_gets_the_plan(
+    conv: ExportedProgram,
+) -> None:
     made = plan(conv, find_device("rk3588"), calibrated=True)
-    assert (made.format, made.precision) == ("onnx", "int8")
-    assert made.reasons[0] == (
-        "unserved npu: rknn serves it, and edgekit does not write rknn for Rockchip RK3588: export with --format onnx "
-        "--precision fp32 and give that to RKNN-Toolkit2"
-    )
+    assert (made.format, made.precision, made.compiler) == ("onnx", "int8", None)
+    assert made.reasons[0] == "unserved npu: its tool is not here: make it so"
     assert made.reasons[1] == "format onnx: onnxruntime serves the cpu of Rockchip RK3588"
+
+
+@pytest.mark.parametrize(
+    ("device", "format", "found"),
+    [
+        ("rk3588", "auto", ("onnx", "fp32", "rknn", {"opset": 18})),
+        ("iphone15-pro", "auto", ("onnx", "fp16", "coreml", {})),
+        ("iphone15-pro", "executorch", ("executorch", "int8", None, {})),
+        ("ethos-u85-256", "executorch", ("executorch", "int8", "executorch_arm", {})),
+        ("ethos-u55-128", "executorch", ("executorch", "int8", "executorch_arm", {})),
+    ],
+)
+@pytest.mark.usefixtures("all_compilers")
+def test_an_npu_whose_compiler_is_here_gets_the_plan(
+    device: str, format: str, found: tuple[Any, ...], conv: ExportedProgram
+) -> None:
+    made = plan(conv, find_device(device), format=format, calibrated=True)
+    assert (made.format, made.precision, made.compiler, made.options) == found
+
+
+@pytest.mark.usefixtures("all_compilers")
+def test_a_precision_that_the_compiler_does_not_take_leaves_it_out(conv: ExportedProgram) -> None:
+    phone = find_device("iphone15-pro")
+    for precision, compiler in (("fp16", "coreml"), ("fp32", "coreml"), ("int8", None)):
+        assert plan(conv, phone, precision=precision, calibrated=True).compiler == compiler
 
 
 def test_a_convolution_net_is_int8_on_a_board_when_there_are_samples(conv: ExportedProgram) -> None:

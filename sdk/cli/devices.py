@@ -137,6 +137,8 @@ def _unit_text(unit: ComputeUnit) -> str:
         said += [f"{dtype} channels in groups of {count}" for dtype, count in unit.channel_multiple.items()]
     if vela := unit.vela:
         said.append(f"vela {vela.accelerator_config} {vela.system_config} {vela.memory_mode}")
+    if rknn := unit.rknn:
+        said.append(f"rknn {rknn.target_platform}")
     if htp := unit.htp:
         said.append(f"HTP v{htp.htp_arch}, soc id {htp.soc_id}, VTCM {htp.vtcm_mb} MB")
     return "; ".join(said)

@@ -148,15 +148,18 @@ def list_plugins(
 @given.verb("doctor", "edgekit doctor --json")
 def doctor(json: given.Json = False) -> int:
     """Say which backends and energy meters are here, missing or of a wrong version, and how to get them."""
+    from edgekit.environments import check_environments
     from edgekit.formats._native_decoder import library
     from edgekit.host import host_state
     from edgekit.meters import survey
     from edgekit.toolchains import check_all
 
     findings, host, native, meters = check_all(), host_state(), library() is not None, survey()
+    environments = check_environments()
     if json:
         decoder = "native" if native else "numpy"
-        show_json({"host": host, "lossless_decoder": decoder, "toolchains": findings, "meters": meters})
+        toolchains = {"toolchains": findings, "environments": environments}
+        show_json({"host": host, "lossless_decoder": decoder, **toolchains, "meters": meters})
         return 0
     slow = "NumPy, many times slower: install a C compiler, then edgekit again"
     show_pairs(
@@ -170,6 +173,13 @@ def doctor(json: given.Json = False) -> int:
         ["package", "state", "version", "wanted", "for", "fix"],
         [[f.package, f.state, f.version or "", f.wanted, f.purpose, f.fix or ""] for f in findings],
     )
+    say("\nPackages that collide with others, each set in a folder of its own")
+    show_table(
+        ["set", "state", "version", "for"], [[f.package, f.state, f.version or "", f.purpose] for f in environments]
+    )
+    for found in environments:
+        if found.fix:
+            say(f"{found.package}: {found.fix}")
     say("\nEnergy meters")
     show_pairs([(m.name, f"{m.available}  [{_reads(m.info)}]") for m in meters])
     return 0
