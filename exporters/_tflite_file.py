@@ -12,7 +12,7 @@ from edgekit.errors import UnsupportedModel
 from edgekit.exporting import found_precision
 from edgekit.quiet import quiet
 from edgekit.runtimes._litert_delegation import WEIGHT_OPS, module_of
-from edgekit.runtimes._litert_file import operators, parse_model
+from edgekit.runtimes._litert_file import dtype_names, operators, parse_model
 from edgekit.types import DType, Precision
 
 DTYPES: dict[str, DType] = {"FLOAT32": "float32", "FLOAT16": "float16", "INT8": "int8", "UINT8": "uint8",
@@ -46,13 +46,6 @@ def require_kernels(content: bytes, name: str) -> None:
             f"'{name}' needs {kind}{where}, for which LiteRT has no kernel: compute it another way, leave "
             "it out of the model, or take --format onnx"
         ) from error
-
-
-def dtype_names() -> dict[int, str]:
-    """Code of a tensor type -> its name in the schema."""
-    from ai_edge_litert.schema_py_generated import TensorType
-
-    return {code: name for name, code in vars(TensorType).items() if isinstance(code, int)}
 
 
 def read_precision(path: Path, asked: Precision) -> WeightPrecision:

@@ -93,11 +93,28 @@ def _calibrate(
     with quiet():
         calibrator = Calibrator(model, 1, CalibrationMode.CALIBRATION_PROFILER_BASED, min_max_update)
         calibrator.calibrate({SIGNATURE: samples}, recipe)
-    ranges: dict[str, dict[str, Array]] = calibrator.get_model_qsvs()
+    # Scalars: of a range [1] the quantizer makes a scale of one rank too many for stored tensors that share it.
+    ranges: dict[str, dict[str, Array]] = {
+        name: {end: value.reshape(()) for end, value in found.items()}
+        for name, found in calibrator.get_model_qsvs().items()
+    }
     for name in _input_tensors(model):
         if name in ranges:
             ranges[name] = widen(ranges[name])
-    return ranges
+    return ranges | _without_infinite_borders(model, ranges)
+
+
+def _without_infinite_borders(model: bytes, ranges: dict[str, dict[str, Array]]) -> dict[str, dict[str, Array]]:
+    """The ranges of images with a border of -inf, which a maximum never takes: those of the images before."""
+    parsed = parse_model(model)
+    tensors = parsed.subgraphs[0].tensors
+    bordered = [operator for kind, operator in operators(parsed) if kind == "PADV2"]
+    names = {tensors[each.outputs[0]].name.decode(): tensors[each.inputs[0]].name.decode() for each in bordered}
+    return {
+        name: ranges[before]
+        for name, before in names.items()
+        if name in ranges and before in ranges and np.isneginf(ranges[name]["min"]).any()
+    }
 
 
 def widen(found: dict[str, Array]) -> dict[str, Array]:

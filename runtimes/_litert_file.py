@@ -28,6 +28,13 @@ def operators(model: Any) -> Iterator[tuple[str, Any]]:
         yield names.get(codes[operator.opcodeIndex], "CUSTOM"), operator
 
 
+def dtype_names() -> dict[int, str]:
+    """Code of a tensor type -> its name in the schema."""
+    from ai_edge_litert.schema_py_generated import TensorType
+
+    return {code: name for name, code in vars(TensorType).items() if isinstance(code, int)}
+
+
 def only_layout_copies(content: bytes) -> bytes:
     """The model without its other ops, so that what its layout copies take can be timed: no binding tells it."""
     from ai_edge_litert.tools import flatbuffer_utils

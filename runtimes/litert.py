@@ -82,7 +82,7 @@ def time_ops(bundle: Bundle, feeds: Arrays, *, threads: int = 1) -> OpProfile:
     if any(not dim.sizes for dim in manifest.dynamic):
         return no_ops(PROFILER, "it is asked of models whose inputs have one size, or listed sizes")
     signature = entry_point(SIGNATURE, manifest.inputs, manifest.dynamic, feeds)
-    inputs, _ = _edges(open_interpreter(bundle, threads), bundle, signature)
+    inputs, _ = edges(open_interpreter(bundle, threads), bundle, signature)
     arrays = {name: feeds[name] if encode is None else encode(feeds[name]) for name, _, encode in inputs}
     library = Path(ai_edge_litert.__file__).with_name(LIBRARY)
     try:
@@ -135,10 +135,10 @@ def _calls(interpreter: Any, bundle: Bundle) -> Callable[[Arrays], Sequence[Arra
     """What runs the file: its one signature, or that of the size at hand, over the same weights."""
     manifest = bundle.manifest
     if not entry_points(manifest.dynamic):
-        return _call(interpreter, *_edges(interpreter, bundle, SIGNATURE), manifest.dynamic)
+        return _call(interpreter, *edges(interpreter, bundle, SIGNATURE), manifest.dynamic)
 
     def of_signature(name: str) -> Callable[[Arrays], Sequence[Array]]:
-        inputs, outputs = _edges(interpreter, bundle, name)
+        inputs, outputs = edges(interpreter, bundle, name)
         return _signature_call(interpreter.get_signature_runner(name), inputs, outputs, bundle)
 
     return by_size(of_signature, SIGNATURE, manifest.inputs, manifest.dynamic)
@@ -157,10 +157,13 @@ def _signature_call(
     return call
 
 
-def _edges(
+def edges(
     interpreter: Any, bundle: Bundle, signature: str
 ) -> tuple[list[tuple[str, int, Edge | None]], list[tuple[int, Edge | None]]]:
-    """For each input and output of the manifest its tensor in the file and what lies between them, if anything."""
+    """For each input and output of the manifest its tensor in the file and what lies between them, if anything.
+
+    Raises `BundleCorrupt` where the file has other tensors than the manifest says.
+    """
     if signature not in interpreter.get_signature_list():
         raise BundleCorrupt(f"'{bundle.artifact_path}' has no signature '{signature}', by which its tensors are known")
     runner = interpreter.get_signature_runner(signature)

@@ -18,6 +18,7 @@ from torch.export import ExportedProgram
 
 from edgekit.dataset import Dataset
 from edgekit.errors import InvalidInput, unknown_name
+from edgekit.graph import capture
 from edgekit.model import Model
 from edgekit.profile import DeviceProfile
 from edgekit.types import Change, DType, Precision, TensorSpec, Value
@@ -69,7 +70,10 @@ class CompressedModel:
     warnings: tuple[str, ...] = ()
     output_of: Mapping[str, str] = field(
         default_factory=dict
-    )  # module -> the original's module whose output it returns
+    )  # module -> the reference's module whose output it returns
+    reference: Model | None = (
+        None  # that answers the same, with modules as in `model`; None: the model before all passes
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,9 +81,16 @@ class PassContext:
     """What a pass may look at besides the model."""
 
     device: DeviceProfile
-    program: ExportedProgram  # of the model before any pass
     calibration: Dataset | None
     progress: Progress = silent
+    traces: dict[nn.Module, ExportedProgram] = field(default_factory=dict)  # that were made already
+
+    def trace(self, model: CompressedModel) -> ExportedProgram:
+        """The trace of the model that a pass got: passes before it may have changed the ops."""
+        module = model.model.module
+        if module not in self.traces:
+            self.traces[module] = capture(model.model)
+        return self.traces[module]
 
 
 class Pass(Value, frozen=True, kw_only=True, tag_field="pass"):
@@ -108,7 +119,8 @@ def compress(
 ) -> CompressedModel:
     """Run a plan's passes in order on copies of the model; `program` is its trace, and it is left as it was."""
     compressed = CompressedModel(model=model, calibration=calibration)
-    context = PassContext(device=device, program=program, calibration=calibration, progress=progress)
+    traces = {model.module: program}
+    context = PassContext(device=device, calibration=calibration, progress=progress, traces=traces)
     for step in passes:
         progress(f"pass {pass_name(step)}")
         compressed = step.apply(compressed, context)

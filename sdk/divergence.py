@@ -25,7 +25,7 @@ def module_errors(
 ) -> list[ModuleError]:
     """SQNR of every module's output on one sample, in execution order, each run once and matched by shape.
 
-    The reference is the model before any pass; `output_of` knows for which of its modules each new one answers.
+    `model` answers like the one before any pass; `output_of` knows for which of its modules each new one answers.
     `feeds` are in the model's own layout.
     """
     with tempfile.TemporaryDirectory() as folder:

@@ -77,17 +77,17 @@ def attention_ops(program: ExportedProgram) -> int:
     found = 0
     for node in op_nodes(program.graph):
         name = str(node.target).split(".")[1]
-        found += name == "scaled_dot_product_attention" or (name in ("softmax", "_softmax") and _is_multiplied(node))
+        found += name == "scaled_dot_product_attention" or (name in ("softmax", "_softmax") and is_multiplied(node))
     return found
 
 
-def _is_multiplied(node: Node) -> bool:
+def is_multiplied(node: Node) -> bool:
     """Whether a product reads the node, directly or through ops that only reshape, cast or drop."""
     for user in node.users:
         name = str(user.target).split(".")[1] if str(user.target).count(".") >= 2 else ""
         if name in ("matmul", "bmm", "mm", "einsum"):
             return True
-        if name in MOVES and _is_multiplied(user):
+        if name in MOVES and is_multiplied(user):
             return True
     return False
 
@@ -111,10 +111,10 @@ def source_line(node: Node) -> str | None:
     return f"{inside if installed else Path(folders).name}:{line}"
 
 
-def op_place(node: Node) -> str:
-    """The module and the source line of an op: `'encoder.conv' (net.py:41)`."""
-    home, line = module_path(node), source_line(node)
-    return (f"'{home}'" if home else "the model itself") + (f" ({line})" if line else "")
+def place_of(node: Node) -> str:
+    """The innermost module of a node's op with its source line, where the trace knows it."""
+    line = source_line(node)
+    return (module_path(node) or "the model itself") + (f" ({line})" if line else "")
 
 
 def op_nodes(graph: Graph) -> list[Node]:

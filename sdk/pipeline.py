@@ -107,9 +107,10 @@ def _build(model: Model, made: Draft, partial: Path, options: ExportOptions, pro
     except UnsupportedModel as error:
         raise explained(error, made.plan.format, job, progress) from error
     progress("ask PyTorch for reference outputs")
-    samples = made.evaluation.samples if made.evaluation else random_samples(model.example_arrays)
+    served = made.compressed.model  # whose sizes may be fixed where those of the model are dynamic
+    samples = made.evaluation.samples if made.evaluation else random_samples(served.example_arrays)
     caches = [spec.name for spec in model.inputs if model.generation and spec.name.startswith(CACHES)]
-    asked = make_references(model, model.inputs, model.dynamic, samples, state=caches)
+    asked = make_references(model, served.inputs, served.dynamic, samples, state=caches)
     references = _served(asked, model.inputs, exported.inputs or model.inputs)
     write_golden(partial / GOLDEN, _spread(references.real, GOLDEN_SAMPLES))
     manifest = _manifest(model, made, exported, exporter, references, partial)
@@ -125,8 +126,9 @@ def _build(model: Model, made: Draft, partial: Path, options: ExportOptions, pro
         def expose(artifact: Path, out: Path) -> Mapping[str, TensorSpec]:
             return isolation.expose(made.plan.format, job, artifact, out, chosen, progress)
 
-        output_of, feeds = made.compressed.output_of, asked.real[0][0]
-        parity = _with_divergence(parity, module_errors(model, output_of, Bundle(partial, manifest), expose, feeds))
+        reference, output_of = made.compressed.reference or model, made.compressed.output_of
+        errors = module_errors(reference, output_of, Bundle(partial, manifest), expose, asked.real[0][0])
+        parity = _with_divergence(parity, errors)
         if not options.force:
             raise ParityFailed(_parity_message(manifest, parity))
     manifest = msgspec.structs.replace(manifest, parity=parity)
@@ -278,9 +280,9 @@ def _manifest(
         device=made.device.id,
         plan=made.plan.record(),
         precision=exported.precision,
-        inputs=exported.inputs or model.inputs,
-        outputs=model.outputs,
-        dynamic=model.dynamic,
+        inputs=exported.inputs or made.compressed.model.inputs,
+        outputs=made.compressed.model.outputs,
+        dynamic=made.compressed.model.dynamic,
         preprocess=_laid_out(model.preprocess, exported.inputs),
         postprocess=model.postprocess,
         generation=_with_golden_run(model),

@@ -22,6 +22,7 @@ from edgekit.passes.int8_dynamic import Int8Dynamic
 from edgekit.passes.int8_static import Int8Static
 from edgekit.passes.int8_weight_only import Int8WeightOnly
 from edgekit.passes.lossless import Lossless
+from edgekit.passes.rewrite_for_npu import RewriteForNpu
 from edgekit.profile import Compiler, ComputeUnit, DeviceProfile, RuntimeChoice
 from edgekit.types import Precision, Value
 
@@ -115,7 +116,7 @@ def plan(
         device=device.id,
         format=target.format,
         precision=chosen,
-        passes=_passes(chosen, calibrated),
+        passes=(*_rewrites(target, chosen), *_passes(chosen, calibrated)),
         options=(registry.load(COMPILERS, compiler).OPTIONS if compiler else {}) | _options(target.format, options),
         compiler=compiler,
         reasons=(*target.reasons, why),
@@ -130,6 +131,12 @@ def _compiles(compiler: Compiler, precision: Precision) -> bool:
 def _driver(compiler: Compiler) -> DeviceCompiler:
     found: DeviceCompiler = registry.load(COMPILERS, compiler.name)
     return found
+
+
+def _rewrites(target: _Target, precision: Precision) -> tuple[Pass, ...]:
+    """What comes first where the model goes through an NPU's compiler."""
+    goes = target.compiler is not None and target.compiler.precision == precision
+    return (RewriteForNpu(npu=target.unit.npu),) if goes and target.unit.npu else ()
 
 
 def _passes(precision: Precision, calibrated: bool) -> tuple[Pass, ...]:

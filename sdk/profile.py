@@ -6,7 +6,6 @@ What is not known is left out, and every reader must cope with that.
 
 from __future__ import annotations
 
-import tomllib
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
@@ -41,17 +40,6 @@ class Number(Value, frozen=True, kw_only=True):
             raise ValueError(f"a figure must be positive and finite, not {self.value}: leave out what is not known")
 
 
-class GraphRules(Value, frozen=True, kw_only=True):
-    """What an accelerator asks of a graph beside its dtypes, all of it from one source."""
-
-    source: str  # a key of the profile's `sources`
-    static_shapes: bool = False  # every size is fixed when the model is compiled
-    batch_one: bool = False  # the first dimension of a feature map is 1
-    max_rank: int | None = None  # of a tensor, its batch dimension included
-    native_layout: str | None = None  # "NHCWB16", "NC1HWC2": feature maps are rewritten to it at the borders
-    align_bytes: int | None = None  # of the last axis
-
-
 class VelaTarget(Value, frozen=True, kw_only=True):
     """Arguments of Arm's compiler Vela, word for word."""
 
@@ -77,7 +65,7 @@ class RknnTarget(Value, frozen=True, kw_only=True):
     target_platform: str
 
 
-Sourced = Number | GraphRules | VelaTarget | HtpTarget | RknnTarget
+Sourced = Number | VelaTarget | HtpTarget | RknnTarget
 
 
 class ComputeUnit(Value, frozen=True, kw_only=True):
@@ -92,7 +80,7 @@ class ComputeUnit(Value, frozen=True, kw_only=True):
     fast_dtypes: tuple[DType, ...] = ()  # dtypes with native arithmetic, the fastest first
     layout: Layout | None = None
     channel_multiple: dict[DType, int] = {}
-    rules: GraphRules | None = None
+    npu: str | None = None  # an architecture in `device_profiles/npus/`, or a path to a TOML file of such rules
     vela: VelaTarget | None = None
     htp: HtpTarget | None = None
     rknn: RknnTarget | None = None
@@ -296,12 +284,7 @@ def sourced(value: Any, path: str = "") -> list[tuple[str, Sourced]]:
 
 
 def _parse(text: str, origin: str) -> DeviceProfile:
-    try:
-        profile = msgspec.convert(tomllib.loads(text), DeviceProfile)
-    except tomllib.TOMLDecodeError as error:
-        raise InvalidInput(f"device profile '{origin}' is not valid TOML: {error}") from error
-    except msgspec.ValidationError as error:
-        raise InvalidInput(f"device profile '{origin}' does not follow {SCHEMA}: {error}") from error
+    profile = DeviceProfile.from_toml(text, SCHEMA, f"device profile '{origin}'")
     if problem := _dangling(profile):
         raise InvalidInput(f"device profile '{origin}' {problem}")
     return profile

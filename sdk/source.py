@@ -16,6 +16,7 @@ from edgekit.types import DTYPES, DynamicDim, ModelSource, TensorSpec
 SOURCES = "edgekit.sources"
 ZOO = "edgekit.zoo"
 DISTILLED = "distilled.json"  # in a folder that `edgekit distill` wrote
+REWRITTEN = "rewritten.json"  # in a folder that `edgekit analyze --fix` wrote
 
 
 def load(
@@ -58,6 +59,8 @@ def parse_source(ref: str) -> ModelSource:
         return ModelSource(kind="pt2", ref=ref)
     if ref and os.path.isfile(os.path.join(ref, DISTILLED)):
         return ModelSource(kind="distilled", ref=ref)
+    if ref and os.path.isfile(os.path.join(ref, REWRITTEN)):
+        return ModelSource(kind="rewritten", ref=ref)
     if ref and os.path.isdir(ref):
         return ModelSource(kind="huggingface", ref=ref)
     if ":" in ref:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tomllib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, TypeVar, get_args
@@ -38,6 +39,16 @@ class Value(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
             raise InvalidInput(f"not a valid {cls.__name__}: {error}") from error
         except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
             raise InvalidInput(f"not valid JSON for a {cls.__name__}: {error}") from error
+
+    @classmethod
+    def from_toml(cls: type[V], text: str, schema: str, origin: str) -> V:
+        """Parse and check; raises `InvalidInput` that begins with `origin` and names the offending field."""
+        try:
+            return msgspec.convert(tomllib.loads(text), cls)
+        except (tomllib.TOMLDecodeError, RecursionError) as error:
+            raise InvalidInput(f"{origin} is not valid TOML: {error}") from error
+        except msgspec.ValidationError as error:
+            raise InvalidInput(f"{origin} does not follow {schema}: {error}") from error
 
 
 class TensorSpec(Value, frozen=True, kw_only=True):

@@ -62,7 +62,7 @@ def test_nothing_is_claimed_that_was_not_seen(compiled: Bundle) -> None:
     assert (found.delegation, found.estimate, found.check.by, found.check.parity) == (None, None, None, None)
     shown = dict(cells(row(compiled)))
     assert "inputs and outputs as the model's, weights float16" in shown["checked"]
-    assert "2 conv" in shown["checked"]
+    assert "3 conv" in shown["checked"]
     assert shown["not checked"].startswith("what it answers, since only macOS and iOS run it")
     assert "estimate" not in shown
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from edgekit.npu.rules import npu_rules
 from edgekit.profile import (
     SCHEMA,
     ComputeUnit,
@@ -203,14 +204,14 @@ def test_memory_of_one_unit_is_not_main_memory() -> None:
 # What accelerators ask for
 
 
-def test_every_npu_says_what_it_asks_of_a_graph(profile: DeviceProfile) -> None:
+def test_every_npu_names_its_architecture_whose_channels_are_those_of_the_profile(profile: DeviceProfile) -> None:
     for unit in profile.unit:
-        assert (unit.rules is not None) == (unit.kind == "npu"), unit.name
-        if unit.rules is not None:
-            assert unit.rules.static_shapes or unit.rules.native_layout
-            assert unit.rules.max_rank is None or 2 <= unit.rules.max_rank <= 8
-            assert unit.rules.align_bytes in (None, 16, 32, 64)
+        assert (unit.npu is not None) == (unit.kind == "npu"), unit.name
         assert (unit.vela is not None) == (profile.family == "ethos-u")
+        if unit.npu is not None:
+            rules = npu_rules(unit.npu)
+            assert rules.dtypes[0] == unit.fast_dtypes[0]
+            assert rules.channel_multiple == unit.channel_multiple
 
 
 def test_ethos_profiles_carry_the_arguments_of_vela() -> None:

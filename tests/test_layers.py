@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import ast
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[1]
+TOPS = ("sdk", "exporters", "runtimes", "kernels", "device_profiles")
 THIRD_PARTY_EVERYWHERE = {"numpy", "msgspec"}
 
 # Each row may import the rows above it and itself, and the third-party packages it names.
@@ -28,6 +30,9 @@ PIPELINE = {
     "dataset",
     "data",
     "graph",
+    "layered",
+    "stored_layers",
+    "npu",
     "compiling",
     "compression",
     "ranges",
@@ -57,11 +62,7 @@ ROWS = (
     (TOP, {"torch", "transformers", "typer", "rich"}),
 )  # fmt: skip
 EXCEPTIONS = {"runtimes/executorch.py": {"torch"}}  # its binding takes torch tensors
-FILES = sorted(
-    path
-    for folder in ("sdk", "exporters", "runtimes", "kernels", "device_profiles")
-    for path in (ROOT / folder).rglob("*.py")
-)
+FILES = sorted(path for folder in TOPS for path in (ROOT / folder).rglob("*.py"))
 
 
 def room(path: Path) -> str:
@@ -133,3 +134,14 @@ def test_the_rule_catches_a_planted_import(path: str, line: str) -> None:
 
 def test_every_module_has_a_row() -> None:
     assert {room(path) for path in FILES} <= set[str]().union({"device_profiles"}, *(rooms for rooms, _ in ROWS))
+
+
+def test_every_package_is_in_the_wheel() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    homes = {"sdk": "edgekit"} | {name: f"edgekit.{name}" for name in TOPS if name != "sdk"}
+    found = {
+        ".".join((package, *path.parent.relative_to(ROOT / top).parts))
+        for top, package in homes.items()
+        for path in (ROOT / top).rglob("__init__.py")
+    }
+    assert found <= set(project["tool"]["setuptools"]["packages"])

@@ -16,7 +16,6 @@ from edgekit.compression import CompressedModel, Pass, PassContext, Quantization
 from edgekit.dataset import Dataset, load_dataset
 from edgekit.drafting import ExportOptions
 from edgekit.errors import InvalidInput, UnknownName
-from edgekit.graph import capture
 from edgekit.model import Model
 from edgekit.passes.correct_bias import CorrectBias
 from edgekit.passes.float16 import Float16
@@ -33,7 +32,7 @@ MODELS = Path(__file__).parent / "models.py"
 
 
 def context(model: Model, data: Dataset | None = None) -> PassContext:
-    return PassContext(device=find_device("raspberrypi5"), program=capture(model), calibration=data)
+    return PassContext(device=find_device("raspberrypi5"), calibration=data)
 
 
 def samples(model: Model, path: Path) -> Dataset:

@@ -82,3 +82,14 @@ def test_distill_sam_leaves_a_card_a_bundle_and_a_mask(tmp_path: Path) -> None:
     assert Image.open(tmp_path / "out/mask.png").size == (320, 320)
     assert (tmp_path / "out/bundle/encoder/manifest.json").is_file()
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+@pytest.mark.slow
+def test_npu_layouts_covers_the_npu_and_verifies_three_formats(tmp_path: Path) -> None:
+    for package in ("onnxruntime", "litert_torch", "executorch"):
+        pytest.importorskip(package, reason=f"{package} is not installed")
+    run = [sys.executable, "-P", str(SAMPLES / "npu_layouts.py"), "--out", str(tmp_path / "out"), "--steps", "20"]
+    result = subprocess.run(run, capture_output=True, text=True, check=True, cwd=tmp_path)
+    assert "qcom-htp-v68: 100% of ops and 100% of MACs run on the NPU" in result.stdout
+    assert result.stdout.count("verified: True") == 3
+    assert (tmp_path / "out/scenes.npz").is_file()

@@ -139,6 +139,27 @@ def test_integer_inputs_and_outputs_are_for_hardware_and_unseen_by_users(
     np.testing.assert_allclose(integers["output"], floats["output"], atol=3 * step)
 
 
+class Bordered(nn.Module):
+    """A maximum over a border of -inf, and a stored row that is joined with rows of the same scale."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.pool, self.row = nn.Conv2d(3, 8, 3), nn.MaxPool2d(3, 2, 1), nn.Parameter(torch.randn(1, 1, 8))
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        rows = self.pool(self.stem(pixels)).flatten(2).transpose(1, 2)
+        return torch.cat([self.row, rows], 1)
+
+
+def test_borders_of_infinity_and_stored_rows_have_a_scale(pixels: tuple[Arrays, ...], tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = load(Bordered().eval(), torch.from_numpy(pixels[0]["pixels"]))
+    bundle = bundle_of(model, job_of(model, STATIC, pixels[:32]), tmp_path)
+    expected = model.module(torch.from_numpy(pixels[0]["pixels"])).detach().numpy()
+    (answer,) = run(bundle, pixels[0]).values()
+    assert sqnr_db(expected, answer) > 30
+
+
 def test_modules_kept_float_stay_float(pixels: tuple[Arrays, ...], tmp_path: Path) -> None:
     model = load(f"{MODELS}:small_conv")
     scheme = msgspec.structs.replace(STATIC, keep_float=("depthwise",))

@@ -18,6 +18,7 @@ from edgekit.profile import ComputeUnit, VelaTarget
 
 CONFIG = "Arm/vela.ini"  # ships with Vela, and defines the systems that profiles name
 KIB = 1024
+REASONS = 3  # lines of an error that are shown
 MEMORIES = ("sram", "dram", "on_chip_flash", "off_chip_flash")
 
 
@@ -55,7 +56,9 @@ def run(model: Path, target: VelaTarget, out: Path, *more: str) -> str:
     done = _call(str(model), *named, "--config", CONFIG, "--output-dir", str(out), *more)
     if done.returncode:
         said = [line.strip() for line in (done.stdout + done.stderr).splitlines() if line.strip()]
-        raise EdgekitError(f"vela does not compile '{model}': {said[-1] if said else f'exit code {done.returncode}'}")
+        first = next((i for i, line in enumerate(said) if "Error: " in line), len(said) - 1)  # reasons follow it
+        why = " ".join(said[first : first + REASONS]) or f"exit code {done.returncode}"
+        raise EdgekitError(f"vela does not compile '{model}': {why}")
     return done.stdout + done.stderr
 
 

@@ -170,6 +170,29 @@ def distill(
     return 0
 
 
+@app.command("npu", epilog="Example:  edgekit bench npu --parts vela --output npu.json")
+def npu(
+    parts: Annotated[str, typer.Option("--parts", help="Names with commas; all when left out.")] = "",
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Write the figures here as JSON too.")] = None,
+    json: given.Json = False,
+    quiet: given.Quiet = False,
+) -> int:
+    """Check the claims about NPUs: rewrites that change nothing, coverage, integer answers. Runs on no NPU."""
+    from edgekit.bench import npu as bench
+
+    with progress(quiet) as step:
+        found = bench.run([name for name in parts.split(",") if name], step)
+    if output:
+        output.write_text(found.to_json() + "\n", encoding="utf-8")
+    if json:
+        show_json(found)
+        return 0
+    show_table(*bench.table(found))
+    for part, reason in found.missing.items():
+        say(f"{part} was left out: {reason}")
+    return 0
+
+
 def _give(found: Value, cells: list[tuple[str, str]], output: Path | None, json: bool) -> None:
     """Save a result where that was asked for, and show it."""
     if output:

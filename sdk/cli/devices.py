@@ -129,18 +129,28 @@ def _show_device(profile: DeviceProfile) -> None:
 def _unit_text(unit: ComputeUnit) -> str:
     """Dtypes, and what an accelerator asks of a graph."""
     said = [f"{unit.name} ({unit.kind}): {', '.join(unit.fast_dtypes)}"]
-    if rules := unit.rules:
-        said += ["static shapes"] if rules.static_shapes else []
-        said += ["batch 1"] if rules.batch_one else []
-        said += [f"at most {rules.max_rank} dimensions"] if rules.max_rank else []
-        said += [f"layout {rules.native_layout}"] if rules.native_layout else []
-        said += [f"{dtype} channels in groups of {count}" for dtype, count in unit.channel_multiple.items()]
+    if unit.npu:
+        said.append(_npu_text(unit.npu))
     if vela := unit.vela:
         said.append(f"vela {vela.accelerator_config} {vela.system_config} {vela.memory_mode}")
     if rknn := unit.rknn:
         said.append(f"rknn {rknn.target_platform}")
     if htp := unit.htp:
         said.append(f"HTP v{htp.htp_arch}, soc id {htp.soc_id}, VTCM {htp.vtcm_mb} MB")
+    return "; ".join(said)
+
+
+def _npu_text(name: str) -> str:
+    from edgekit.npu.rules import npu_rules
+
+    rules = npu_rules(name)
+    said = [f"rules of {rules.id}"]
+    said += ["static shapes"] if rules.static_shapes else []
+    said += ["batch 1"] if rules.batch_one else []
+    said += [f"at most {rules.max_rank} dimensions"] if rules.max_rank else []
+    said += [f"layout {rules.layout}"] if rules.layout else []
+    said += [f"last axis in steps of {rules.align_bytes} bytes"] if rules.align_bytes else []
+    said += [f"{dtype} channels in groups of {count}" for dtype, count in rules.channel_multiple.items()]
     return "; ".join(said)
 
 

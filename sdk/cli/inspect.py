@@ -9,6 +9,7 @@ import typer
 
 from edgekit.cli import options as given
 from edgekit.cli import parts
+from edgekit.cli.integers import verify_integers
 from edgekit.cli.lossless import verify_lossless
 from edgekit.cli.output import say, show_json, show_pairs, show_table
 from edgekit.cli.places import opened_place
@@ -35,6 +36,8 @@ def verify(
     bundle: given.BundlePath,
     min_cosine: given.MinCosine = None,
     min_sqnr_db: given.MinSqnr = None,
+    integer_only: given.IntegerOnly = False,
+    max_steps: given.MaxSteps = 0,
     threads: given.Threads = 1,
     device: given.Place = None,
     time_limit: given.TimeLimit = None,
@@ -46,6 +49,9 @@ def verify(
 
     Needs no torch. Of a folder that `edgekit compress` wrote, decode every tensor and compare it with the source's
     sha256; of one that the dfloat11 package made, which holds no hashes, decode every stream.
+
+    With --integer-only, run every op of an int8 TFLite file in numpy with integers only, and compare each result with
+    LiteRT's own: fails where an op needs float, or writes other integers.
     """
     from edgekit.bundle import Bundle
     from edgekit.dfloat11_folder import is_dfloat11
@@ -56,6 +62,14 @@ def verify(
     from edgekit.verification import stored_tolerance
     from edgekit.verification import verify as verify_bundle
 
+    if integer_only:
+        if device is not None or min_cosine is not None or min_sqnr_db is not None:
+            raise InvalidInput("--integer-only compares integers on this machine: leave -d and the parity gates out")
+        if is_in_parts(bundle):
+            parts.refuse(bundle, {"--integer-only": True})
+        return verify_integers(bundle, max_steps, json, quiet)
+    if max_steps:
+        raise InvalidInput("--max-steps says how far an op may be off with --integer-only: add that, or leave it out")
     if (bundle / LOSSLESS).is_file() or is_dfloat11(bundle):
         if min_cosine is not None or min_sqnr_db is not None:
             raise InvalidInput(f"'{bundle}' holds lossless weights: every bit counts, and there is no gate to move")

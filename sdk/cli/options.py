@@ -32,7 +32,7 @@ ModelRef = Annotated[
     typer.Option(
         "--model",
         "-m",
-        help="zoo:NAME, file.py:factory, package.module:factory, a folder of Hugging Face or of distill, or model.pt2.",
+        help="zoo:NAME, file.py:factory, package.module:factory, model.pt2, a folder of Hugging Face, distill, --fix.",
     ),
 ]
 Output = Annotated[Path, typer.Option("--output", "-o", help="Folder to make; must not exist.")]
@@ -86,6 +86,10 @@ Meter = Annotated[
 MinCosine = Annotated[float | None, typer.Option("--min-cosine", help="Parity gate: least cosine of any sample.")]
 MinSqnr = Annotated[float | None, typer.Option("--min-sqnr-db", help="Parity gate: least SQNR over all samples.")]
 
+IntegerOnly = Annotated[
+    bool, typer.Option("--integer-only", help="Run an int8 TFLite file with integers only and compare every op.")
+]
+MaxSteps = Annotated[int, typer.Option("--max-steps", help="With --integer-only: steps an op may differ by.")]
 MaxDrop = Annotated[
     float | None, typer.Option("--max-drop", help="Parity gate: most percentage points of top-1 to lose.")
 ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from typing import Any
 
 import torch
@@ -12,20 +12,23 @@ from torch.export import ExportedProgram
 from torch.fx import Node
 
 from edgekit.errors import UnsupportedModel
-from edgekit.graph import hinted, module_path, op_nodes, op_place
+from edgekit.graph import hinted, module_path, op_nodes, place_of
 from edgekit.profile import OpClass
 from edgekit.types import Value
 
 PRODUCTS: tuple[OpClass, ...] = ("conv", "dwconv", "gemm", "gemv", "attention")
 CONVOLUTIONS = {"conv1d", "conv2d", "conv3d", "convolution"}
 TRANSPOSED = {"conv_transpose1d", "conv_transpose2d", "conv_transpose3d"}
-# Ops that change how data is looked at, or nothing at all when a model only infers.
-FREE = {
-    "alias", "broadcast_to", "clone", "contiguous", "detach", "detach_", "dropout", "dropout_", "expand",
-    "expand_as", "feature_dropout", "flatten", "identity", "lift_fresh_copy", "numel", "positive", "reshape",
-    "reshape_as", "squeeze", "sym_size", "to", "type_as", "unflatten", "unsqueeze", "view", "view_as",
-    "_assert_tensor_metadata", "_unsafe_view",
+# Ops that do nothing at all when a model only infers, and those that change how data is looked at.
+NOTHING = {
+    "alias", "clone", "contiguous", "detach", "detach_", "dropout", "dropout_", "feature_dropout", "identity",
+    "lift_fresh_copy", "numel", "positive", "sym_size", "to", "type_as", "_assert_tensor_metadata",
 }  # fmt: skip
+VIEWS = {
+    "broadcast_to", "expand", "expand_as", "flatten", "reshape", "reshape_as", "squeeze", "unflatten", "unsqueeze",
+    "view", "view_as", "_unsafe_view",
+}  # fmt: skip
+FREE = NOTHING | VIEWS
 LAYOUT = {
     "permute", "transpose", "t", "mT", "numpy_T", "movedim", "swapaxes", "cat", "concat", "stack", "hstack", "vstack",
     "split", "split_with_sizes", "chunk", "tensor_split", "unbind", "slice", "select", "narrow", "pad",
@@ -109,42 +112,53 @@ def work(program: ExportedProgram) -> Work:
     Batch norms and activations that alone read a product's result are part of that product; what depends on weights
     only is computed once, before the first call. Recurrent ops and ops of others are named and not counted.
     """
-    inputs = set(program.graph_signature.user_inputs)
-    live = {node for node in program.graph.nodes if node.op == "placeholder" and node.name in inputs}
-    found: dict[Node, Kernel] = {}
-    unknown: Counter[str] = Counter()
-    ops = set(op_nodes(program.graph))
-    for node in program.graph.nodes:
-        if node.op != "call_function" or not any(source in live for source in node.all_input_nodes):
+    live = live_nodes(program)
+    kernels, unknown = list[Kernel](), Counter[str]()
+    for node, *_ in steps(program, live):
+        if (name := op_name(node)) in FREE or is_padding(node, name):
             continue
-        live.add(node)
-        _check_sizes(node)
-        if node not in ops or (name := op_name(node)) in FREE or not _tensors(node) or _is_padding(node, name):
-            continue
-        if (producer := _fused_into(node, name, live)) in found:
-            found[node] = found.pop(producer)
-            continue
-        kernel = _kernel(node, name, live)
+        kernel = kernel_of(node, live)
         if kernel is None:
             unknown[name] += 1
         elif kernel.ops:
-            found[node] = kernel
-    order = {node: index for index, node in enumerate(program.graph.nodes)}
+            kernels.append(kernel)
     outputs = program.graph.output_node().all_input_nodes
     given = [node for node in live if node.op == "placeholder"]
-    return Work(
-        kernels=tuple(found[node] for node in sorted(found, key=order.__getitem__)),
-        boundary=sum(map(_elements, [*given, *outputs])),
-        not_modelled=dict(unknown),
-    )
+    return Work(kernels=tuple(kernels), boundary=sum(map(elements, [*given, *outputs])), not_modelled=dict(unknown))
+
+
+def live_nodes(program: ExportedProgram) -> set[Node]:
+    """The model's inputs and all that depends on them; the rest is computed once, before the first call."""
+    inputs = set(program.graph_signature.user_inputs)
+    live = {node for node in program.graph.nodes if node.op == "placeholder" and node.name in inputs}
+    for node in program.graph.nodes:
+        if node.op == "call_function" and any(source in live for source in node.all_input_nodes):
+            _check_sizes(node)
+            live.add(node)
+    return live
+
+
+def steps(
+    program: ExportedProgram, live: Container[Node], activations: Container[str] = ACTIVATIONS
+) -> list[tuple[Node, ...]]:
+    """Every op that depends on an input and makes a tensor, first in a tuple with what is computed along with it.
+
+    Those are norms, factors that are constant, and `activations` that alone read a product. In the order of their ends.
+    """
+    found: dict[Node, tuple[Node, ...]] = {}
+    for node in op_nodes(program.graph):
+        if node in live and made(node):
+            before = found.pop(node.all_input_nodes[0], ()) if _is_computed_along(node, live, activations) else ()
+            found[node] = (*before, node)
+    return list(found.values())
 
 
 def _check_sizes(node: Node) -> None:
     """Raise `UnsupportedModel` for a size that is only known when the model runs, such as that of `nonzero`."""
-    sizes: list[Any] = [size for tensor in _tensors(node) for size in tensor.shape]
+    sizes: list[Any] = [size for tensor in made(node) for size in tensor.shape]
     if any(isinstance(size, torch.SymInt) and size.node.hint is None for size in sizes):
         raise UnsupportedModel(
-            f"{op_name(node)} in {op_place(node)} gives a tensor whose size depends on values, so that its cost is not "
+            f"{op_name(node)} in {place_of(node)} gives a tensor whose size depends on values, so that its cost is not "
             "known: keep all elements and multiply by a mask, or take a fixed number with topk"
         )
 
@@ -165,21 +179,19 @@ def op_class(node: Node) -> OpClass | None:
     return "elementwise" if name in ELEMENTWISE or {torch.Tag.pointwise, torch.Tag.reduction} & set(tags) else None
 
 
-def _is_padding(node: Node, name: str) -> bool:
+def is_padding(node: Node, name: str) -> bool:
     """Whether an op only adds a border that convolutions can add themselves."""
     return name in ("pad", "constant_pad_nd") and all(op_name(user) in CONVOLUTIONS for user in node.users)
 
 
-def _fused_into(node: Node, name: str, live: set[Node]) -> Node:
-    """The node whose kernel computes this one too; the node itself when none does."""
-    source = node.all_input_nodes[0]
-    follows = name in NORMS | ACTIVATIONS or (
-        name in SCALES and sum(each in live for each in node.all_input_nodes) == 1
-    )
-    return source if follows and len(source.users) == 1 and _is_product(source) else node
+def _is_computed_along(node: Node, live: Container[Node], activations: Container[str]) -> bool:
+    """Whether the kernel of the product before a node computes the node too."""
+    name, source = op_name(node), node.all_input_nodes[0]
+    scales = name in SCALES and sum(each in live for each in node.all_input_nodes) == 1
+    return (name in NORMS or name in activations or scales) and len(source.users) == 1 and is_product(source)
 
 
-def _is_product(node: Node) -> bool:
+def is_product(node: Node) -> bool:
     """Whether a node is a product, or a norm or activation that a product computes."""
     while node.op == "call_function":
         name = op_name(node)
@@ -191,13 +203,15 @@ def _is_product(node: Node) -> bool:
     return False
 
 
-def _kernel(node: Node, name: str, live: set[Node]) -> Kernel | None:
+def kernel_of(node: Node, live: Container[Node]) -> Kernel | None:
+    """What one op computes; None when it is not known."""
+    name = op_name(node)
     sources = [source for source in node.all_input_nodes if source in live]
     constants = [source for source in node.all_input_nodes if source not in live]
     moved = {
-        "read": sum(_elements(source) for source in sources),
-        "written": _elements(node),
-        "weights": sum(_elements(source) for source in constants),
+        "read": sum(elements(source) for source in sources),
+        "written": elements(node),
+        "weights": sum(elements(source) for source in constants),
     }
     if name in PRODUCT_SHAPES:
         grid = PRODUCT_SHAPES[name](node)
@@ -216,7 +230,7 @@ def _kernel(node: Node, name: str, live: set[Node]) -> Kernel | None:
     return Kernel(op=name, module=module_path(node), op_class=kind, rows=rows, outer=channels, **moved)
 
 
-def _product_class(name: str, grid: dict[str, int], live: set[Node], node: Node) -> OpClass:
+def _product_class(name: str, grid: dict[str, int], live: Container[Node], node: Node) -> OpClass:
     if name in CONVOLUTIONS | TRANSPOSED:
         return "dwconv" if grid["groups"] > 1 and grid["inner"] == 1 else "conv"
     if sum(source in live for source in node.all_input_nodes) > 1 and name not in ("linear", "addmm"):
@@ -292,16 +306,18 @@ PRODUCT_SHAPES: dict[str, Callable[[Node], dict[str, int] | None]] = {
 }
 
 
-def _tensors(node: Node) -> list[torch.Tensor]:
+def made(node: Node) -> list[torch.Tensor]:
+    """The tensors that a node makes."""
     value = node.meta.get("val")
     values = value if isinstance(value, list | tuple) else [value]
     return [each for each in values if isinstance(each, torch.Tensor)]
 
 
-def _elements(node: Node) -> int:
-    return sum(math.prod(map(hinted, tensor.shape)) for tensor in _tensors(node))
+def elements(node: Node) -> int:
+    """Elements of all tensors that a node makes."""
+    return sum(math.prod(map(hinted, tensor.shape)) for tensor in made(node))
 
 
 def _shape(node: Any) -> list[int]:
-    tensors = _tensors(node) if isinstance(node, Node) else []
+    tensors = made(node) if isinstance(node, Node) else []
     return [hinted(size) for size in tensors[0].shape] if tensors else [0]

@@ -20,7 +20,7 @@ from edgekit.compression import is_below
 from edgekit.cost.kernels import op_name
 from edgekit.distill.call import Constant, by_name, positions, why_not_again, with_tensors, without_tensors
 from edgekit.errors import UnsupportedModel
-from edgekit.graph import capture, module_path, op_place
+from edgekit.graph import capture, module_path, place_of
 from edgekit.model import Model
 from edgekit.quiet import quiet
 from edgekit.types import TensorSpec
@@ -94,7 +94,7 @@ def _first_op(source: Node, road: Mapping[Node, Node | None], known: Collection[
     node = road[source]
     while node is not None and node.op == "call_function":
         if not (_is_marker(node) or node in known or (path and is_below(module_path(node), [path]))):
-            return f"{op_name(node)} in {op_place(node)}"
+            return f"{op_name(node)} in {place_of(node)}"
         node = road[node]
     return "it is returned as it is"
 

@@ -23,8 +23,9 @@ class FoldBatchNorm(Pass, frozen=True, kw_only=True, tag="fold_batch_norm"):
 
     def apply(self, model: CompressedModel, context: PassContext) -> CompressedModel:
         """Fold in a copy; each BatchNorm becomes an identity."""
-        calls = Counter(module_path(node) for node in context.program.graph.nodes if _is_foldable(node))
-        pairs = [pair for node in context.program.graph.nodes if (pair := _pair(node, model.model.module))]
+        nodes = context.trace(model).graph.nodes
+        calls = Counter(module_path(node) for node in nodes if _is_foldable(node))
+        pairs = [pair for node in nodes if (pair := _pair(node, model.model.module))]
         pairs = [
             pair for pair in pairs if calls[pair[0]] == calls[pair[1]] == 1
         ]  # a layer called twice keeps its norms

@@ -56,7 +56,7 @@ class Int8Dynamic(Pass, frozen=True, kw_only=True, tag="int8_dynamic"):
             activation_dtype="uint8",
             per_channel=self.per_channel,
             keep_float=self.keep_float,
-            float_products=tuple(dict.fromkeys(_bare_products(context.program))),
+            float_products=tuple(dict.fromkeys(_bare_products(context.trace(model)))),
         )
         return replace(model, changes=(*model.changes, *changes), quantization=scheme)
 

@@ -16,10 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from edgekit.errors import InvalidInput, UnsupportedModel
-from edgekit.model import Loaded, LoadOptions, with_names
+from edgekit.layered import layered
+from edgekit.model import Loaded, LoadOptions
 
 PLAIN = re.compile(
     r"(archive_format|archive_version|byteorder|\.data/\w+|models/model\.json|extra/[\w./-]+"
@@ -39,7 +40,7 @@ PLAIN_NODES = (
 
 
 def load(ref: str, options: LoadOptions) -> Loaded:
-    """Load an exported program whose archive can run no code."""
+    """Load an exported program whose archive can run no code, with its layers at their paths."""
     path = Path(ref)
     if not path.is_file():
         raise InvalidInput(f"no file '{ref}'")
@@ -54,30 +55,8 @@ def load(ref: str, options: LoadOptions) -> Loaded:
         raise UnsupportedModel(
             f"'{ref}' was saved with example inputs that are not all plain tensors; export it with some"
         )
-    names = [str(name) for name in program.graph_signature.user_inputs]
-    return Loaded(
-        module=with_names(_Program, names)(program.module(check_guards=False), names, len(args), tuple(kwargs)),
-        example=dict(zip(names, tensors, strict=True)),
-    )
-
-
-class _Program(nn.Module):
-    """An exported program called by keyword, in evaluation mode for good."""
-
-    def __init__(self, program: nn.Module, names: list[str], positional: int, keywords: tuple[str, ...]) -> None:
-        super().__init__()
-        self.program = program
-        self.names = names
-        self.positional = positional
-        self.keywords = keywords
-        for part in self.modules():  # a program has the mode it was exported in, and no other
-            part.training = False
-
-    def forward(self, **inputs: Tensor) -> Any:
-        values = [inputs[name] for name in self.names]
-        return self.program(
-            *values[: self.positional], **dict(zip(self.keywords, values[self.positional :], strict=True))
-        )
+    module = layered(program)
+    return Loaded(module=module, example=dict(zip(module.inputs, tensors, strict=True)))
 
 
 def checked_copy(path: Path) -> io.BytesIO:
@@ -89,18 +68,20 @@ def checked_copy(path: Path) -> io.BytesIO:
     try:
         with zipfile.ZipFile(path) as archive, zipfile.ZipFile(copy, "w") as out:
             for name in archive.namelist():
-                record = name.partition("/")[2]
+                record, content = name.partition("/")[2], archive.read(name)
                 if f"model/{record}" in out.NameToInfo:
                     raise _refusal(path, record, "is there twice")
                 if not PLAIN.fullmatch(record) or ".." in record:
                     raise _refusal(path, record, "is no plain tensor, JSON or text")
                 if record.endswith("_config.json"):
-                    _refuse_pickled_tensors(path, json.loads(archive.read(name))["config"])
+                    _refuse_pickled_tensors(path, json.loads(content)["config"])
                 elif record.startswith("data/sample_inputs/"):
-                    _refuse_objects(path, record, archive.read(name))
+                    _refuse_objects(path, record, content)
                 elif record == "models/model.json":
-                    _refuse_expressions(path, json.loads(archive.read(name)))
-                out.writestr(f"model/{record}", archive.read(name))
+                    program = json.loads(content)
+                    _refuse_expressions(path, program)
+                    content = json.dumps(program | {"guards_code": []}).encode()  # Python, which torch would run
+                out.writestr(f"model/{record}", content)
     except (KeyError, TypeError, ValueError, AttributeError, RecursionError, SyntaxError) as error:
         raise InvalidInput(f"'{path}' has a damaged index of weights: {error!r}") from error
     except (zipfile.BadZipFile, zlib.error, OSError, EOFError, RuntimeError) as error:

@@ -11,7 +11,6 @@ from edgekit import registry
 from edgekit.compression import PASSES, CompressedModel, Pass, PassContext, pass_name
 from edgekit.dataset import load_dataset
 from edgekit.errors import InvalidInput
-from edgekit.graph import capture
 from edgekit.passes.int8_static import Int8Static
 from edgekit.planning import Plan, plan_from_record
 from edgekit.profile import find_device
@@ -19,21 +18,22 @@ from edgekit.source import load
 
 MODELS = Path(__file__).parents[1] / "models.py"
 NAMES = registry.names(PASSES)
-NEED_INT8, NEED_BF16 = ("correct_bias",), ("lossless",)
+NEED_INT8 = ("correct_bias",)
+OTHER_MODELS = {"lossless": "bf16_mlp", "rewrite_for_npu": "mlp"}
 
 
 @pytest.fixture(scope="module")
 def context(pixels_npz: Path) -> PassContext:
     model = load(f"{MODELS}:small_conv")
     data = load_dataset(str(pixels_npz), model.inputs, None, {})
-    return PassContext(device=find_device("raspberrypi5"), program=capture(model), calibration=data)
+    return PassContext(device=find_device("sa8295p"), calibration=data)
 
 
 @pytest.fixture
 def before(context: PassContext, request: pytest.FixtureRequest) -> CompressedModel:
     name = request.node.callspec.params["name"]
-    if name in NEED_BF16:
-        return CompressedModel(model=load(f"{MODELS}:bf16_mlp"))
+    if name in OTHER_MODELS:
+        return CompressedModel(model=load(f"{MODELS}:{OTHER_MODELS[name]}"))
     model = CompressedModel(model=load(f"{MODELS}:small_conv"), calibration=context.calibration)
     return Int8Static().apply(model, context) if name in NEED_INT8 else model
 

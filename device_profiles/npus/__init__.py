@@ -1,0 +1,1 @@
+"""Rules of NPU architectures: one TOML file per architecture, read by `edgekit.npu.rules`."""

@@ -1,0 +1,95 @@
+"""`edgekit analyze -d DEVICE`: what of a model an NPU runs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+from edgekit.cli.output import check_file, progress, save_text, say, show_json, show_pairs, show_table
+
+if TYPE_CHECKING:
+    from edgekit.npu.audit import Audit
+    from edgekit.npu.audit_tables import Group
+    from edgekit.types import DType
+
+MOST_GROUPS, MOST_PLACES, MOST_TENSORS = 12, 3, 10
+
+
+def analyze_npu(
+    model: str,
+    device: str,
+    *,
+    data: str | None,
+    dtype: str | None,
+    min_coverage: float | None,
+    html: Path | None,
+    inputs: Sequence[str],
+    dynamic: Sequence[str],
+    trust_remote_code: bool,
+    force: bool,
+    every: bool,
+    json: bool,
+    quiet: bool,
+) -> int:
+    """Audit, show, and save the page. Returns 1 where the coverage is below the least that was asked for."""
+    from edgekit.dataset import load_dataset
+    from edgekit.npu.audit import audit
+    from edgekit.npu.audit_page import audit_page
+    from edgekit.npu.audit_tables import missing
+    from edgekit.npu.rules import rules_of
+    from edgekit.profile import find_device
+    from edgekit.source import load
+
+    if html:
+        check_file(html, force)
+    profile = find_device(device)
+    rules = rules_of(profile)
+    with progress(quiet) as step:
+        step(f"load {model}")
+        loaded = load(model, inputs=inputs, dynamic=dynamic, trust_remote_code=trust_remote_code)
+        samples = load_dataset(data, loaded.inputs, loaded.preprocess, loaded.assets) if data else None
+        found = audit(loaded, profile, data=samples, dtype=cast("DType | None", dtype), progress=step)
+    if html:
+        save_text(html, audit_page(found, rules))
+    if json:
+        show_json(found)
+    else:
+        _show(found, every)
+        if html:
+            say(f"{html}: open it in a browser")
+    if min_coverage is None or 100 * found.coverage_macs >= min_coverage:
+        return 0
+    if not json:
+        say(f"FAILED: {missing(found, min_coverage)}")
+    return 1
+
+
+def _show(found: Audit, every: bool) -> None:
+    from edgekit.npu.audit_tables import facts, groups, range_table
+
+    say(f"{found.model} on {found.npu} of {found.device}")
+    show_pairs(facts(found))
+    listed = [each for each in groups(found.placements) if every or each.verdict != "runs"]
+    for group in listed if every else listed[:MOST_GROUPS]:
+        _show_group(group, every)
+    if not every and len(listed) > MOST_GROUPS:
+        say(f"and {len(listed) - MOST_GROUPS} more kinds of ops: add --every")
+    if found.ranges:
+        schemes = list(dict.fromkeys(name for each in found.ranges for name in each.sqnr))
+        columns, rows = range_table(found.ranges, schemes)
+        say("")
+        show_table(columns, rows if every else rows[:MOST_TENSORS])
+        if not every and len(rows) > MOST_TENSORS:
+            say(f"and {len(rows) - MOST_TENSORS} more tensors: add --every")
+
+
+def _show_group(group: Group, every: bool) -> None:
+    say(f"  {group.verdict}: {group.op}" + (f": {group.reason}" if group.reason else ""))
+    places = list((group.places if every else group.alike).items())
+    for where, count in places if every else places[:MOST_PLACES]:
+        say(f"    at {where}" + (f" x{count}" if count > 1 else ""))
+    if not every and len(places) > MOST_PLACES:
+        say(f"    and {len(places) - MOST_PLACES} more places")
+    if group.fix:
+        say(f"    fix: {group.fix}")

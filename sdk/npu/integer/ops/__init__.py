@@ -1,0 +1,1 @@
+"""The ops of TFLite in integers: one file a family."""

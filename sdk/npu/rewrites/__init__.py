@@ -1,0 +1,1 @@
+"""Rewrites of a model's graph for NPUs; one module each, see `edgekit.npu.rewriting`."""
