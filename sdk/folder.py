@@ -8,8 +8,12 @@ import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TypeVar
 
 from edgekit.errors import EdgekitError, InvalidInput, OutputExists
+from edgekit.types import Value
+
+V = TypeVar("V", bound=Value)
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # what a system says when nothing more can be written
 
@@ -22,6 +26,16 @@ def check_free(folder: Path, force: bool, marker: str) -> None:
         raise OutputExists(f"'{folder}' is there already: choose another -o, or replace it with --force")
     if folder.exists() and not (folder / marker).is_file() and any(folder.iterdir()):
         raise OutputExists(f"'{folder}' holds no {marker}, so --force will not replace it: choose another -o")
+
+
+def read_value(path: Path, kind: type[V], most_bytes: int) -> V:
+    """The value that a folder's JSON file holds. Raises `InvalidInput` with the path for one too large or damaged."""
+    if (size := path.stat().st_size) > most_bytes:
+        raise InvalidInput(f"'{path}' has {size} bytes; no sane one has more than {most_bytes}")
+    try:
+        return kind.from_json(path.read_bytes())
+    except InvalidInput as error:
+        raise InvalidInput(f"'{path}': {error}") from error
 
 
 def check_room(folder: Path, need: int) -> None:

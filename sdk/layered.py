@@ -268,15 +268,13 @@ def stored(root: nn.Module, path: str) -> Tensor:
 
 def drop_unused(root: nn.Module, used: set[str]) -> None:
     """Take out layers, parameters and buffers that are neither named in `used` nor part of what is."""
+    above = {room for path in used for room in _rooms_of(path)}
 
     def needed(path: str) -> bool:
-        return any(path == each or path.startswith(f"{each}.") for each in used)
-
-    def leads_on(path: str) -> bool:
-        return any(each.startswith(f"{path}.") for each in used)
+        return path in used or any(room in used for room in _rooms_of(path))
 
     for path, module in list(root.named_modules(remove_duplicate=False)):
-        if path and not needed(path) and not leads_on(path):
+        if path and not needed(path) and path not in above:
             parent, _, name = path.rpartition(".")
             if (room := _find(root, parent) if parent else root) is not None and name in room._modules:
                 del room._modules[name]
@@ -284,6 +282,11 @@ def drop_unused(root: nn.Module, used: set[str]) -> None:
             for kind in _contents(module)[1:]:
                 for name in [each for each in kind if not needed(f"{path}.{each}".lstrip("."))]:
                     del kind[name]
+
+
+def _rooms_of(path: str) -> list[str]:
+    """The modules that a path leads through: `a` and `a.b` for `a.b.c`."""
+    return [path[:end] for end, character in enumerate(path) if character == "."]
 
 
 def _contents(module: nn.Module) -> tuple[dict[str, Any], ...]:

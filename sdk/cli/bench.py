@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from edgekit.cli import options as given
-from edgekit.cli.output import progress, say, show_json, show_pairs, show_table
+from edgekit.cli.output import progress, save_json, say, show_json, show_pairs, show_table
 from edgekit.types import Value
 
 app = typer.Typer(help="Reproduce the tables of the documentation on this machine.", no_args_is_help=True)
@@ -58,10 +58,7 @@ def kernels(
 
     with progress(quiet) as step:
         found = bench.run(suite, step)
-    if output:
-        output.write_text(found.to_json() + "\n", encoding="utf-8")
-    if json:
-        show_json(found)
+    if _is_given_as_json(found, output, json):
         return 0
     show_table(*bench.table(found))
     show_table(*bench.decoding_table(found))
@@ -100,10 +97,7 @@ def cost(
 
     with progress(quiet) as step:
         found = bench.run(data, pages, step)
-    if output:
-        output.write_text(found.to_json() + "\n", encoding="utf-8")
-    if json:
-        show_json(found)
+    if _is_given_as_json(found, output, json):
         return 0
     say("median and 90th percentile of held-out errors, rank correlation, (graphs)\n")
     show_table(*bench.table(found))
@@ -157,10 +151,7 @@ def distill(
 
     with progress(quiet) as step:
         found = bench.run(seeds, jobs=jobs, cache=cache, progress=step)
-    if output:
-        output.write_text(found.to_json() + "\n", encoding="utf-8")
-    if json:
-        show_json(found)
+    if _is_given_as_json(found, output, json):
         return 0
     show_table(*bench.table(found))
     for each in found.seeds:
@@ -182,10 +173,7 @@ def npu(
 
     with progress(quiet) as step:
         found = bench.run([name for name in parts.split(",") if name], step)
-    if output:
-        output.write_text(found.to_json() + "\n", encoding="utf-8")
-    if json:
-        show_json(found)
+    if _is_given_as_json(found, output, json):
         return 0
     show_table(*bench.table(found))
     for part, reason in found.missing.items():
@@ -195,9 +183,14 @@ def npu(
 
 def _give(found: Value, cells: list[tuple[str, str]], output: Path | None, json: bool) -> None:
     """Save a result where that was asked for, and show it."""
+    if not _is_given_as_json(found, output, json):
+        show_pairs(cells)
+
+
+def _is_given_as_json(found: Value, output: Path | None, json: bool) -> bool:
+    """Save a result where that was asked for; whether it was printed as JSON, so that nothing else may be."""
     if output:
-        output.write_text(found.to_json() + "\n", encoding="utf-8")
+        save_json(output, found)
     if json:
         show_json(found)
-    else:
-        show_pairs(cells)
+    return json

@@ -20,6 +20,7 @@ from edgekit.distill.refine import RefineRecord
 from edgekit.distill.site import Site
 from edgekit.distill.sizing import StudentRecord
 from edgekit.errors import CorruptWeights, InvalidInput, ToolchainMissing
+from edgekit.folder import read_value
 from edgekit.source import DISTILLED
 from edgekit.types import ModelSource, Value
 
@@ -48,12 +49,7 @@ def read_record(folder: Path) -> Distilled:
     path = folder / DISTILLED
     if not path.is_file():
         raise InvalidInput(f"'{folder}' is no folder of edgekit distill: it has no {DISTILLED}")
-    if (size := path.stat().st_size) > MAX_RECORD_BYTES:
-        raise InvalidInput(f"'{path}' has {size} bytes; no sane one has more than {MAX_RECORD_BYTES}")
-    try:
-        record = Distilled.from_json(path.read_bytes())
-    except InvalidInput as error:
-        raise InvalidInput(f"'{path}': {error}") from error
+    record = read_value(path, Distilled, MAX_RECORD_BYTES)
     if record.schema_version != SCHEMA_VERSION:
         raise InvalidInput(
             f"'{path}' has schema version {record.schema_version}, this edgekit reads {SCHEMA_VERSION}: distil again"

@@ -16,6 +16,7 @@ import torch
 
 from edgekit.bundle import record_file, stays_inside
 from edgekit.errors import BundleCorrupt, InvalidInput, UnsupportedModel, reason_of
+from edgekit.folder import read_value
 from edgekit.graph import capture
 from edgekit.model import Model
 from edgekit.npu.adapting import AdaptationRecord
@@ -112,12 +113,7 @@ def read_rewritten(folder: Path) -> tuple[RewrittenModel, Mapping[str, bytes]]:
 
 
 def _read_record(path: Path) -> RewrittenModel:
-    if (size := path.stat().st_size) > MAX_RECORD_BYTES:
-        raise InvalidInput(f"'{path}' has {size} bytes; no sane one has more than {MAX_RECORD_BYTES}")
-    try:
-        record = RewrittenModel.from_json(path.read_bytes())
-    except InvalidInput as error:
-        raise InvalidInput(f"'{path}': {error}") from error
+    record = read_value(path, RewrittenModel, MAX_RECORD_BYTES)
     if record.schema_version != SCHEMA_VERSION:
         raise InvalidInput(
             f"'{path}' has schema version {record.schema_version}, this edgekit reads {SCHEMA_VERSION}: "
