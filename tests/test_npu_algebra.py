@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from edgekit.bench._npu_outliers import SmallViT, images, load_on
+from edgekit.bench._npu_rewrites import RULES
 from edgekit.graph import capture
 from edgekit.layered import layered
 from edgekit.model import Model
@@ -14,7 +15,6 @@ from edgekit.npu.rewrites import smooth_outliers
 from edgekit.npu.rewrites._examples import worn
 from edgekit.npu.rewriting import apply_one, rewrite
 from edgekit.source import load
-from tests.test_npu_rewrites import RULES
 
 RESIDUAL = ["fold_norm_affine", "center_residual", "rotate_residual"]
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from edgekit.bench._npu_rewrites import RULES
 from edgekit.graph import capture
 from edgekit.layered import LayeredModule, layered
 from edgekit.npu.channels import POSITIVE
@@ -28,7 +29,6 @@ from edgekit.npu.rewrites import (
 from edgekit.npu.rewrites._examples import worn
 from edgekit.npu.rewriting import Outcome, load, proof
 from edgekit.source import load as load_model
-from tests.test_npu_rewrites import RULES
 
 WRONG = 1e-3  # relative: far above rounding
 Patch = tuple[Any, str, Any]
