@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from edgekit.exporting import ExportJob
 from edgekit.model import Model
 from edgekit.npu.audit import placed_nodes
 from edgekit.npu.rules import rules_of
+from edgekit.processing import Arrays
 from edgekit.profile import find_device
 from edgekit.runtimes._litert_delegation import BORDERS, origins
 from edgekit.runtimes._litert_file import operators
@@ -82,15 +83,15 @@ def model_of(cases: Mapping[str, Case]) -> Model:
     return load(Ops(cases).eval(), inputs)
 
 
-def int8_file(model: Model, out: Path) -> tuple[ExportJob, Path]:
-    """A model as int8 TFLite the way Vela's exports are made, calibrated on random samples."""
+def int8_file(model: Model, out: Path, samples: Sequence[Arrays] = ()) -> tuple[ExportJob, Path]:
+    """A model as int8 TFLite the way Vela's exports are made, calibrated on random samples where none are given."""
     numbers = np.random.default_rng(0)
 
     def sample() -> dict[str, Any]:
         return {name: numbers.standard_normal(each.shape).astype(np.float32) if each.is_floating_point()
                 else each.numpy() for name, each in model.example.items()}  # fmt: skip
 
-    job = job_of(model, STATIC, tuple(sample() for _ in range(SAMPLES)))
+    job = job_of(model, STATIC, tuple(samples) or tuple(sample() for _ in range(SAMPLES)))
     return job, out / tflite.export(job, out, tflite.Options(**vela.OPTIONS), silent).path
 
 

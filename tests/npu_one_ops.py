@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tests.npu_agreement import Case, image, random, rows
@@ -88,6 +90,7 @@ ARITHMETIC: dict[str, Case] = {
         lambda a, ids: torch.where((ids[:, :, None] == 0) & (ids[:, :, None] != 3), a, -10.0),
         (random(1, 8, 16), IDS),
     ),
+    "view_of_truth_values": (lambda a, ids: torch.where((ids == 0)[:, :, None], a, -10.0), (random(1, 8, 16), IDS)),
     "cast": (lambda a, ids: a * ids[:, :, None].float(), (random(1, 8, 16), IDS)),
     "tril": (rows(torch.tril), (random(1, 16, 16),)),
 }
@@ -236,6 +239,21 @@ OTHERS: dict[str, Case] = {
     "grid_sampler": (lambda a, grid: F.grid_sample(a, grid, align_corners=False), (X[0], random(1, 4, 4, 2))),
     "lstm": (nn.LSTM(16, 16, batch_first=True), V),
 }
+
+
+def masked(number: float) -> dict[str, Case]:
+    """Attention that leaves places out, in each of the ways that models do it: by inputs, and by constants."""
+    later = torch.full((8, 8), number).triu(1)
+    ways: dict[str, Callable[..., Tensor]] = {
+        "where": lambda a, ids: (a @ a.mT + torch.where((ids == 0)[:, None], number, 0.0)).softmax(-1) @ a,
+        "fill": lambda a, ids: (a @ a.mT).masked_fill((ids == 0)[:, None], number).softmax(-1) @ a,
+        "product": lambda a, ids: (a @ a.mT + (1 - ids[:, None].float()) * number).softmax(-1) @ a,
+        "constant": lambda a, ids: (a @ a.mT + later * (ids[:, None] == 0)).softmax(-1) @ a,
+        "constant_alone": lambda a, ids: (a @ a.mT + later).softmax(-1) @ a,
+    }
+    return {name: (way, (random(1, 8, 16), IDS)) for name, way in ways.items()}
+
+
 GROUPS = {
     "products": PRODUCTS,
     "activations": ACTIVATIONS,
@@ -244,6 +262,8 @@ GROUPS = {
     "images": IMAGES,
     "moves": MOVES,
     "others": OTHERS,
+    "masks_within_a_grid": masked(-1e12),
+    "masks_beyond_it": masked(-1e14),
 }
 NOT_EXPORTED: dict[str, Case] = {
     "topk": (rows(lambda a: a.topk(2).values), V),
@@ -255,5 +275,6 @@ NOT_COMPILED: dict[str, Case] = {
         lambda q, k, v: F.scaled_dot_product_attention(q, k, v, torch.ones(8, 8, dtype=torch.bool).tril()),
         (random(1, 4, 8, 16),) * 3,
     ),
+    **{f"mask_{name}": case for name, case in masked(torch.finfo(torch.float32).min).items()},
 }
 NOT_COMPILED_BELOW_U85: dict[str, Case] = {"conv_stride_4_padded": (nn.Conv2d(8, 8, 4, stride=4, padding=1), X)}

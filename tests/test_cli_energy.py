@@ -101,7 +101,8 @@ def test_a_counter_of_the_kernel_is_read_by_the_process_that_runs_the_model(
     assert energy["meter"] == "rapl package"
     assert energy["gross_j"] * energy["iterations"] / energy["window_s"] == pytest.approx(WATTS, rel=0.03)
     assert energy["idle_w"] == pytest.approx(WATTS, rel=0.03)
-    assert energy["net_j"] is None  # power that does not rise with work cannot be told from idling
+    # Power that does not rise with work cannot be told from idling, unless the thread that counts came late.
+    assert (energy["net_j"] or 0) * energy["iterations"] / energy["window_s"] < 0.03 * WATTS
     assert energy["window_s"] >= 2
 
 

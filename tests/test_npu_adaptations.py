@@ -277,3 +277,82 @@ def test_a_gate_becomes_its_mean_only_where_the_pooling_is_too_large() -> None:
     limited = rules(OpRule(ops=("mean",), limits={"reduced": (1, 25)}, fix="drop_squeeze_excite", source="test"))
     found = adapt(model, limited, allow=["pooling"], data=data)
     assert found.log[0].reason == "its pooling over 25 places is within the 25 of Any NPU"
+
+
+class Padded(nn.Module):
+    """Attention that leaves out tokens whose first channel is below zero, in each of the ways that models do it."""
+
+    least: torch.Tensor
+
+    def __init__(self, way: str, number: float = torch.finfo(torch.float32).min) -> None:
+        super().__init__()
+        self.way, self.number = way, number
+        self.register_buffer("least", torch.full((LENGTH, LENGTH), number))
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        logits, out = input @ input.mT, (input[..., 0] < 0)[:, None]
+        if self.way == "fill":
+            logits = logits.masked_fill(out, self.number)
+        elif self.way == "product":
+            logits = logits + out.float() * self.number
+        elif self.way == "stored":
+            logits = logits + torch.where(out, self.least, 0.0)
+        elif self.way == "two":
+            later = torch.full((LENGTH, LENGTH), self.number).triu(1)
+            logits = logits + torch.where(out, self.number, 0.0) + later
+        answer: torch.Tensor = logits.softmax(-1) @ input
+        return answer
+
+
+def padded(least: int, count: int = 8) -> Dataset:
+    """Samples in which so many tokens at least are left in, the first among them."""
+    rng = np.random.default_rng(0)
+    made = [rng.standard_normal((1, LENGTH, WIDTH)).astype(np.float32) for _ in range(count)]
+    for index, array in enumerate(made):
+        array[..., 0] = np.where(np.arange(LENGTH) < max(least, index % 3), 1, -1)
+    return Dataset("padded", tuple({"input": array} for array in made))
+
+
+@pytest.mark.parametrize(
+    ("way", "number"),
+    [("product", -3e38), *((way, number) for way in ("fill", "stored", "two") for number in (-3e38, -np.inf))],
+)
+@torch.no_grad()
+def test_masks_that_inputs_decide_become_finite(way: str, number: float) -> None:
+    data = padded(least=1)
+    model = traced(Padded(way, number), data)
+    adapted = adapt(model, rules(), allow=["finite_input_masks"], data=data)
+    assert [(each.kept, each.model_db) for each in adapted.log] == [(True, 200.0)]
+    found = rewrite(adapted.model, rules(), only=["finite_masks"]).model  # the masks that are constants
+    for node in found.module.graph.nodes:
+        numbers = [each for each in node.args if isinstance(each, float)]
+        assert all(each >= -255 for each in numbers), node
+    held = torch.cat([tensor.flatten() for tensor in found.module.buffers()] or [torch.zeros(1)])
+    assert held.min() >= -255
+    for sample in padded(least=1, count=20).samples:
+        given = torch.from_numpy(sample["input"])
+        assert torch.equal(found.module(input=given), model.module(given))
+
+
+def test_masks_stay_where_samples_have_rows_with_nothing_left() -> None:
+    data = padded(least=0)
+    model = traced(Padded("product"), data)
+    adapted = adapt(model, rules(), allow=["finite_input_masks"], data=data)
+    assert [each.kept for each in adapted.log] == [False]
+    assert "below 30" in adapted.log[0].reason
+    assert adapted.model is model
+
+
+class Counted(nn.Module):
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        mask = torch.where((input[..., 0] < 0)[:, None], -3e38, 0.0)
+        answer: torch.Tensor = (input @ input.mT + mask).softmax(-1) @ input
+        return answer * mask.count_nonzero()
+
+
+def test_a_mask_that_others_read_stays() -> None:
+    data = padded(least=1)
+    adapted = adapt(traced(Counted(), data), rules(), allow=["finite_input_masks"], data=data)
+    assert [each.kept for each in adapted.log] == [False]
+    assert adapted.log[0].reason.startswith("'count_nonzero' at the model itself (test_npu_adaptations.py:")
+    assert adapted.log[0].reason.endswith("reads what it fills")

@@ -7,13 +7,16 @@ from pathlib import Path
 import pytest
 import torch
 
+from edgekit.dataset import load_dataset
 from edgekit.errors import EdgekitError, UnsupportedModel
 from edgekit.graph import capture
+from edgekit.npu.adapting import adapt
 from edgekit.npu.audit import audit, place_ops
 from edgekit.npu.rewriting import rewrite
 from edgekit.npu.rules import npu_rules, rules_of
 from edgekit.profile import find_device
 from edgekit.source import load
+from tests.language_models import save_folder
 from tests.npu_agreement import DEVICES, Classifier, compile_for, disagreements, int8_file, left_to_cpu, model_of
 from tests.npu_one_ops import GROUPS, NOT_COMPILED, NOT_COMPILED_BELOW_U85, NOT_EXPORTED, PRODUCTS
 
@@ -55,9 +58,31 @@ def test_what_vela_does_not_compile_at_all_does_not_run(name: str, devices: tupl
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["efficientnet_lite0", "minilm_l6"])
-def test_every_op_of_the_zoo_is_placed_as_vela_places_it(name: str, tmp_path: Path) -> None:
-    job, artifact = int8_file(load(f"zoo:{name}"), tmp_path)
+def test_every_op_of_efficientnet_is_placed_as_vela_places_it(tmp_path: Path) -> None:
+    job, artifact = int8_file(load("zoo:efficientnet_lite0"), tmp_path)
+    found = {device: disagreements(job, artifact, device, tmp_path) for device in DEVICES}
+    assert found == {device: [] for device in DEVICES}
+
+
+@pytest.mark.slow
+def test_every_op_of_minilm_is_placed_as_vela_places_it(tmp_path: Path) -> None:
+    model = load("zoo:minilm_l6")  # its sentences are shorter than its tensors
+    data = load_dataset(str(model.calibration), model.inputs, model.preprocess, model.assets)
+    device = find_device(DEVICES[-1])
+    masked = [each.op for each in audit(model, device).placements if each.fix == "finite_input_masks"]
+    assert masked == ["add", "softmax"] * 6
+    adapted = adapt(model, rules_of(device), allow=["finite_input_masks"], data=data)
+    assert [(each.kept, each.model_db) for each in adapted.log] == [(True, 200.0)]  # to the bit
+    job, artifact = int8_file(adapted.model, tmp_path, data.samples[:4])
+    found = {device: disagreements(job, artifact, device, tmp_path) for device in DEVICES}
+    assert found == {device: [] for device in DEVICES}
+
+
+@pytest.mark.slow
+def test_every_op_of_a_small_gemma_is_placed_as_vela_places_it(tmp_path: Path) -> None:
+    model = load(str(save_folder(tmp_path / "gemma", "Gemma3")))
+    static = rewrite(model, npu_rules("ethos-u85"), only=["static_shapes", "fold_constants", "drop_no_ops"]).model
+    job, artifact = int8_file(static, tmp_path)
     found = {device: disagreements(job, artifact, device, tmp_path) for device in DEVICES}
     assert found == {device: [] for device in DEVICES}
 

@@ -148,6 +148,7 @@ def _npu_text(name: str) -> str:
     said += ["static shapes"] if rules.static_shapes else []
     said += ["batch 1"] if rules.batch_one else []
     said += [f"at most {rules.max_rank} dimensions"] if rules.max_rank else []
+    said += [f"integers for numbers up to {rules.largest_number:g}"] if rules.largest_number else []
     said += [f"layout {rules.layout}"] if rules.layout else []
     said += [f"last axis in steps of {rules.align_bytes} bytes"] if rules.align_bytes else []
     said += [f"{dtype} channels in groups of {count}" for dtype, count in rules.channel_multiple.items()]

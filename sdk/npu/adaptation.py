@@ -15,6 +15,7 @@ from torch.fx import Node
 from edgekit import registry
 from edgekit.errors import unknown_name
 from edgekit.layered import LayeredModule
+from edgekit.npu.placement import FINITE_INPUT_MASKS
 from edgekit.npu.rules import NpuRules
 
 ADAPTATIONS = "edgekit.npu.adaptations"
@@ -62,6 +63,8 @@ def allowed(words: Sequence[str]) -> list[str]:
 
 def asked_for(rules: NpuRules, name: str) -> bool:
     """Whether a rule of the NPU names the adaptation as what helps an op, or as a form that runs better."""
+    if name == FINITE_INPUT_MASKS:
+        return rules.largest_number is not None
     return rules.prefers_rewrite(name) is not None or any(rule.fix == name for rule in rules.ops)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Literal
 
 import torch
@@ -15,6 +15,7 @@ from edgekit.cost.kernels import NOTHING, PRODUCTS, VIEWS, kernel_of, live_nodes
 from edgekit.errors import InvalidInput
 from edgekit.exporting import OWN_NAMESPACES
 from edgekit.graph import capture, module_path, source_line
+from edgekit.npu.far_numbers import FarNumber, far_numbers, met_by
 from edgekit.npu.measures import OpCall, order
 from edgekit.npu.op_calls import call_of, plain_name
 from edgekit.npu.placement import FLOATS, Judgement, judge
@@ -118,21 +119,24 @@ def placed_nodes(
 ) -> Iterator[tuple[tuple[Node, ...], OpPlacement]]:
     """The nodes of each op, itself first, and their placement."""
     live = live_nodes(program)
+    far = far_numbers(program, live)
     computed = {step[0]: step for step in steps(program, live, {*rules.fused, *(f"{name}_" for name in rules.fused)})}
     for node in program.graph.nodes:
         if isinstance(node.target, torch._ops.HigherOrderOperator) and node in live:
             yield (node,), _control_flow(node)
         elif node in computed and not _does_nothing(node):
-            yield computed[node], _placed(computed[node], live, rules, dtype or rules.dtypes[0])
+            yield computed[node], _placed(computed[node], live, far, rules, dtype or rules.dtypes[0])
 
 
-def _placed(step: tuple[Node, ...], live: set[Node], rules: NpuRules, dtype: DType) -> OpPlacement:
+def _placed(
+    step: tuple[Node, ...], live: set[Node], far: Mapping[Node, FarNumber], rules: NpuRules, dtype: DType
+) -> OpPlacement:
     node, *along = step
     namespace = getattr(node.target, "namespace", "aten")
     if namespace not in OWN_NAMESPACES:
         judgement, copied = _custom(namespace), 0
     else:
-        call = call_of(node, live)
+        call = call_of(node, live, met_by(step, far))
         judgement, copied = judge(call, rules, dtype), _copied_bytes(call, dtype)
     kernel = kernel_of(node, live)
     product = kernel is not None and kernel.op_class in PRODUCTS

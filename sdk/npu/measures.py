@@ -8,7 +8,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from edgekit.npu.far_numbers import FarNumber
 
 Measure = Callable[["OpCall"], float | None]
 
@@ -33,6 +36,7 @@ class OpCall:
     on_image: bool = False  # it reads what a convolution, a pool or a resize made
     spread_on: bool = False  # all that reads it broadcasts by itself
     varies: bool = False  # a size of its tensors is not fixed
+    far: FarNumber | None = None  # what it computes with stands for infinity
 
     @property
     def inputs(self) -> tuple[Operand, ...]:

@@ -10,6 +10,7 @@ from torch.fx import Node
 
 from edgekit.cost.kernels import CONVOLUTIONS, TRANSPOSED, is_product, made, op_name
 from edgekit.graph import hinted
+from edgekit.npu.far_numbers import FarNumber
 from edgekit.npu.measures import OpCall, Operand
 
 IMAGE_MAKERS = CONVOLUTIONS | TRANSPOSED | {
@@ -20,7 +21,7 @@ CLAMPING = {"add", "sub", "mul", "div", "rsub", "avg_pool2d", "adaptive_avg_pool
 BROADCASTING = {"add", "sub", "mul", "div", "rsub", "maximum", "eq", "ne", "gt", "lt", "where", "__and__"}
 
 
-def call_of(node: Node, live: Container[Node]) -> OpCall:
+def call_of(node: Node, live: Container[Node], far: FarNumber | None = None) -> OpCall:
     """One op with its arguments under the names of its schema. `live` holds what depends on the model's inputs."""
     schema = node.target._schema.arguments  # type: ignore[union-attr]
     given = dict(zip((argument.name for argument in schema), node.args, strict=False)) | node.kwargs
@@ -33,6 +34,7 @@ def call_of(node: Node, live: Container[Node]) -> OpCall:
         taken_in=len(sources) == 1 and len(sources[0].users) == 1 and _takes_in(sources[0]),
         on_image=any(_is_image(each) for each in sources),
         spread_on=all(op_name(user).removesuffix("_") in BROADCASTING for user in node.users),
+        far=far,
         varies=any(isinstance(size, torch.SymInt) for each in (node, *sources) for t in made(each) for size in t.shape),
     )
 

@@ -11,6 +11,7 @@ from edgekit.types import DType, Value
 Verdict = Literal["runs", "needs a rewrite", "falls back"]
 FLOATS = ("float16", "bfloat16", "float32", "float64")
 IMAGE_RANK = 4
+FINITE_INPUT_MASKS = "finite_input_masks"  # the adaptation
 
 
 class Judgement(Value, frozen=True, kw_only=True):
@@ -37,10 +38,10 @@ def judge(call: OpCall, rules: NpuRules, dtype: DType | None = None) -> Judgemen
         return _refused("; ".join(unmet), nearest.fix)
     if decides is None:
         return _refused(f"nothing says that {rules.title} runs it", None)
-    return _general(call, rules)
+    return _general(call, rules, dtype or rules.dtypes[0])
 
 
-def _general(call: OpCall, rules: NpuRules) -> Judgement:
+def _general(call: OpCall, rules: NpuRules, dtype: DType) -> Judgement:
     """What every op must keep to."""
     rank = int(MEASURES["rank"](call) or 0)
     if rules.max_rank is not None and rank > rules.max_rank:
@@ -48,6 +49,10 @@ def _general(call: OpCall, rules: NpuRules) -> Judgement:
     batch = call.first.shape[0] if call.first and len(call.first.shape) == IMAGE_RANK else 1
     if rules.batch_one and batch > 1:
         return _refused(f"its batch is {batch}, and it takes 1", "give the model one sample at a time")
+    far = call.far
+    if far and rules.largest_number is not None and dtype not in FLOATS and far.size > rules.largest_number:
+        reason = f"{far.origin} gives it {far.size:.2g}, and a grid of {dtype} goes to {rules.largest_number:.2g}"
+        return _refused(reason, FINITE_INPUT_MASKS if far.varies else "finite_masks")
     return RUNS
 
 

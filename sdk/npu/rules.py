@@ -20,8 +20,8 @@ from edgekit.types import DType, Value
 
 SCHEMA = "edgekit.npu/1"
 FILES = "edgekit.device_profiles.npus"
-GENERAL = ("dtypes", "static_shapes", "batch_one", "max_rank", "layout", "channel_multiple", "align_bytes",
-           "on_chip_bytes", "fused")  # fmt: skip
+GENERAL = ("dtypes", "static_shapes", "batch_one", "max_rank", "largest_number", "layout", "channel_multiple",
+           "align_bytes", "on_chip_bytes", "fused")  # fmt: skip
 
 
 class OpRule(Value, frozen=True, kw_only=True):
@@ -59,6 +59,7 @@ class NpuRules(Value, frozen=True, kw_only=True):
     static_shapes: bool = False  # every size is fixed when the model is compiled
     batch_one: bool = False  # the first dimension of a feature map is 1
     max_rank: int | None = None  # of a tensor, its batch dimension included
+    largest_number: float | None = None  # in a tensor of integers: masks go beyond it
     layout: str | None = None  # "NHCWB16": feature maps are brought to it at the borders
     channel_multiple: dict[DType, int] = {}  # channels are filled up to
     align_bytes: int | None = None  # of the last axis
@@ -115,10 +116,11 @@ def parse_rules(text: str, origin: str) -> NpuRules:
 def _problems(rules: NpuRules) -> Iterator[str]:
     if not rules.dtypes:
         yield "dtypes is empty: name at least the dtype that models are brought to"
-    sizes = {"max_rank": rules.max_rank, "align_bytes": rules.align_bytes, "on_chip_bytes": rules.on_chip_bytes}
+    sizes: dict[str, float | None] = {"max_rank": rules.max_rank, "largest_number": rules.largest_number}
+    sizes |= {"align_bytes": rules.align_bytes, "on_chip_bytes": rules.on_chip_bytes}
     sizes |= {f"channel_multiple.{dtype}": multiple for dtype, multiple in rules.channel_multiple.items()}
     for name, size in sizes.items():
-        if size is not None and size < 1:
+        if size is not None and not 1 <= size < math.inf:
             yield f"{name} must be 1 or more, not {size}; leave out what is not known"
     for index, rule in enumerate(rules.ops):
         if not rule.ops:

@@ -2,7 +2,8 @@
 
 Behind a softmax both are zero: exp(-255) is 10^-111. A tensor with -inf or -3e38 in it has no grid of 8 or 16 bits.
 Where every element of a row is masked the two differ (NaN or a uniform row, against the softmax of the logits alone):
-masks must be constants that leave something in every row; one that depends on inputs is left as it is.
+masks must be constants that leave something in every row. One that depends on inputs is left as it is here: the
+adaptation `finite_input_masks` takes it where that is allowed.
 Source: ExecuTorch, backends/qualcomm/_passes, ReduceDynamicRange, for -255; Apple, ml-ane-transformers, for -1e4.
 """
 
@@ -22,6 +23,7 @@ from edgekit.cost.kernels import op_name
 from edgekit.layered import LayeredModule, shape_of, stored
 from edgekit.npu.channel_maps import named
 from edgekit.npu.channels import argument
+from edgekit.npu.far_numbers import FAR, FILLS, MOVES
 from edgekit.npu.rewrites._examples import seeded, size
 from edgekit.npu.rewriting import Example, Outcome, done, skipped
 
@@ -31,38 +33,50 @@ if TYPE_CHECKING:
 TITLE = "masks of minus infinity as finite ones"
 EXACTNESS = "exact"
 STAGE, RANK = "shapes", 8
-FAR, INTEGER, FLOAT = -1e8, -255.0, -1e4  # what counts as minus infinity; what takes its place
-FILLS = ("masked_fill", "where")
-BETWEEN = (
-    *FILLS,
-    "add",
-    "to",
-    "_to_copy",
-    "reshape",
-    "unsqueeze",
-    "squeeze",
-    "permute",
-    "transpose",
-    "expand",
-    "slice",
-    "select",
-)
+INTEGER, FLOAT = -255.0, -1e4  # what takes the place of minus infinity
+BETWEEN = (*FILLS, "add", *MOVES)
 
 
 def apply(model: LayeredModule, rules: NpuRules) -> Iterator[Outcome]:
     """Every softmax over masked logits, and every fused attention with such a mask."""
     floor = FLOAT if rules.dtypes[0].startswith("float") else INTEGER
     constants, stores = _Constants(model), dict[Node, Node]()
-    for node in list(model.graph.nodes):
-        logits = _logits(node)
-        if logits is None or not (masked := _Masked.of(logits, constants)).masks:
-            continue
+    for node, masked in _all_masked(model, constants):
         axis = argument(node, 1, "dim") if "softmax" in op_name(node) else -1
         if reason := masked.why_not(node, axis, constants):
             yield skipped(node, reason)
             continue
         masked.make_finite(model, node, floor, constants, stores)
         yield done(node)
+
+
+def input_masks(model: LayeredModule) -> Iterator[tuple[Node, str | None]]:
+    """The ops that put minus infinity where the model's inputs say so, and why each must stay as it is."""
+    constants = _Constants(model)
+    readers = dict(_all_masked(model, constants))
+    inside = set(readers).union(*(masked.between for masked in readers.values()))
+    for node in dict.fromkeys(node for masked in readers.values() for node in masked.live(constants)):
+        other = next((user for user in node.users if user not in inside), None)
+        own = _far_number(node) or any(map(constants.is_far, node.all_input_nodes))
+        reason = None if own else "another op brings minus infinity to it"
+        yield node, f"{named(other)} reads what it fills" if other else reason
+
+
+def make_finite(model: LayeredModule, node: Node, floor: float) -> None:
+    """Another number in one op that masks, or another constant."""
+    node.args = tuple(floor if _is_far(each) else each for each in node.args)
+    constants = _Constants(model)
+    for source in [each for each in node.all_input_nodes if constants.is_far(each)]:
+        value = constants.value(source).clamp(min=floor)
+        node.replace_input_with(source, model.weight(f"{node.name}_finite", value, at=node))
+
+
+def _all_masked(model: LayeredModule, constants: _Constants) -> Iterator[tuple[Node, _Masked]]:
+    """Every softmax or fused attention over masked logits."""
+    for node in list(model.graph.nodes):
+        logits = _logits(node)
+        if logits is not None and (masked := _Masked.of(logits, constants)).masks:
+            yield node, masked
 
 
 def _logits(node: Node) -> Node | None:
@@ -97,7 +111,7 @@ class _Constants:
         """Whether some of a constant's elements mask."""
         if node not in self.known or not isinstance(value := self.value(node), Tensor):
             return False
-        return value.is_floating_point() and bool((value <= FAR).any())
+        return value.is_floating_point() and bool((value <= -FAR).any())
 
 
 def run(node: Node, value: Any) -> Any:
@@ -128,18 +142,26 @@ class _Masked:
                 todo += node.all_input_nodes
         return cls(root, frozenset(between), tuple(dict.fromkeys(masks)))
 
+    def live(self, constants: _Constants) -> list[Node]:
+        """The ops that mask where an input says so: fills whose condition it decides, and products with it."""
+        fills = [node for node in self.between if op_name(node) in FILLS and self._holds_mask(node)]
+        made = [mask for mask in self.masks if mask not in constants.known and op_name(mask) not in FILLS]
+        return made + [node for node in fills if _condition(node) not in constants.known]
+
+    def _holds_mask(self, node: Node) -> bool:
+        return node in self.masks or (node in self.between and any(map(self._holds_mask, node.all_input_nodes)))
+
     def why_not(self, reader: Node, axis: int, constants: _Constants) -> str | None:
         """Why these masks must stay; None: something is left in every row."""
-        fills = [node for node in self.between if op_name(node) in FILLS]
-        live = [mask for mask in self.masks if mask not in constants.known and mask not in fills]
-        if unknown := next(
-            (each for each in (*live, *fills) if each in live or _condition(each) not in constants.known), None
-        ):
-            return f"what {named(unknown)} masks depends on the model's inputs: whole rows may be"
+        if unknown := next(iter(self.live(constants)), None):
+            return (
+                f"what {named(unknown)} masks depends on the model's inputs, and whole rows may be masked: "
+                "--allow finite_input_masks takes those that are not"
+            )
         for mask in set(self.masks) - constants.known:
             if other := next((user for user in mask.users if user not in self.between and user is not reader), None):
                 return f"{named(other)} reads what {named(mask)} fills"
-        left = self._masked_zeros(self.root, constants) > FAR
+        left = self._masked_zeros(self.root, constants) > -FAR
         rows = left.any(dim=axis)
         if not rows.all():
             return f"{int((~rows).sum())} of {rows.numel()} rows are masked as a whole"
@@ -168,7 +190,7 @@ class _Masked:
 
 
 def _is_far(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and value <= FAR
+    return isinstance(value, int | float) and not isinstance(value, bool) and value <= -FAR
 
 
 def _far_number(node: Node) -> bool:
