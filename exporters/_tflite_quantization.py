@@ -9,13 +9,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edgekit.compression import Progress, Quantization
+from edgekit.cost.kernels import op_name
 from edgekit.errors import UnsupportedModel
 from edgekit.exporters._tflite_conversion import TO_NHWC
 from edgekit.exporters._tflite_file import module
 from edgekit.exporting import ExportJob
+from edgekit.graph import place_of
 from edgekit.processing import Array, Arrays
 from edgekit.quiet import quiet
 from edgekit.ranges import zero_on_step
+from edgekit.runtimes._litert_delegation import origins
 from edgekit.runtimes._litert_file import operators, parse_model
 from edgekit.runtimes.litert import SIGNATURE
 from edgekit.types import TensorSpec
@@ -23,6 +26,7 @@ from edgekit.types import TensorSpec
 if TYPE_CHECKING:
     from ai_edge_quantizer.recipe_manager import RecipeManager
 
+FURTHEST = 1e30  # LiteRT multiplies steps by 2^31 in float32; where that overflows, it ends the process
 ACTIVATIONS = ("RELU", "RELU6", "LOGISTIC", "TANH", "HARD_SWISH", "MAXIMUM", "MINIMUM")
 
 
@@ -101,7 +105,25 @@ def _calibrate(
     for name in _input_tensors(model):
         if name in ranges:
             ranges[name] = widen(ranges[name])
-    return ranges | _without_infinite_borders(model, ranges)
+    ranges |= _without_infinite_borders(model, ranges)
+    if far := [name for name, ends in ranges.items() if not max(-ends["min"], ends["max"]) < FURTHEST]:
+        raise UnsupportedModel(_too_far(job, {name: ranges[name] for name in far}))
+    return ranges
+
+
+def _too_far(job: ExportJob, ranges: dict[str, dict[str, Array]]) -> str:
+    """What to say of tensors whose ranges have no steps that 8 bits can count; the first of the trace is named."""
+    nodes = list(job.program.graph.nodes)
+    made = {index: name for name in ranges for index, _ in origins(name)[-1:]}
+    name = made[min(made)] if made else next(iter(ranges))
+    place = f"'{op_name(nodes[min(made)])}' at {place_of(nodes[min(made)])}" if made else f"tensor '{name}'"
+    low, high = (float(ranges[name][end]) for end in ("min", "max"))
+    return (
+        f"'{job.name}' cannot be int8: {place} gives numbers from {low:.2g} to {high:.2g}, and 255 steps between leave "
+        "none for the others. Where a mask stands for minus infinity, -255 does the same behind a softmax: `edgekit "
+        "analyze --fix --allow finite_input_masks`, for a device with an NPU, writes the model so. Or take --precision "
+        "int8-dynamic, which leaves activations in float"
+    )
 
 
 def _without_infinite_borders(model: bytes, ranges: dict[str, dict[str, Array]]) -> dict[str, dict[str, Array]]:

@@ -145,7 +145,7 @@ def compare(
     actual: Sequence[Arrays],
     tolerance: Tolerance,
     *,
-    synthetic: Sequence[tuple[Arrays, Arrays]] = (),
+    synthetic: Sequence[tuple[Arrays, Arrays | InvalidInput]] = (),
     logits: str | None = None,
     inner: Collection[str] = (),
 ) -> Parity:
@@ -154,21 +154,23 @@ def compare(
     Outputs in `inner` are a model's own state, as the entries of a KV cache: reported, and judged by what they do to
     the answers.
 
-    Where PyTorch's own output is not finite, the artifact may be anything there.
+    Where PyTorch's own output is not finite, the artifact may be anything there. A runtime that cannot compute with
+    made-up inputs gives its error as its answer: that is a miss too.
     """
     misses = [
         m for i, pair in enumerate(zip(expected, actual, strict=True)) for m in _form_misses(f"sample {i}", *pair)
     ]
-    misses += [m for i, pair in enumerate(synthetic) for m in _form_misses(f"synthetic sample {i}", *pair)]
+    edge_misses = [m for i, pair in enumerate(synthetic) for m in _form_misses(f"synthetic sample {i}", *pair)]
     if misses:
-        return _broken(len(expected), len(synthetic), tolerance, misses)
+        return _broken(len(expected), len(synthetic), tolerance, misses + edge_misses)
     outputs = tuple(_output(name, expected, actual) for name in expected[0])
     judged_outputs = tuple(output for output in outputs if output.name not in inner)
     worst = min(judged_outputs, key=lambda o: (o.sqnr_db, o.cosine_min))
     agreement, judged = _top1(expected, actual, logits) if logits else (None, None)
-    misses = _gate_misses(judged_outputs, agreement, tolerance, "") + _deaf(expected, actual)
-    if synthetic and tolerance.synthetic:
-        references, answers = [pair[0] for pair in synthetic], [pair[1] for pair in synthetic]
+    misses = _gate_misses(judged_outputs, agreement, tolerance, "") + _deaf(expected, actual) + edge_misses
+    answers = [answer for _, answer in synthetic if not isinstance(answer, InvalidInput)]
+    if answers and tolerance.synthetic and not edge_misses:
+        references = [reference for reference, _ in synthetic]
         edge = tuple(_output(name, references, answers) for name in references[0])
         misses += _gate_misses(edge, None, tolerance, " on synthetic inputs")
     return Parity(
@@ -194,7 +196,9 @@ def _powers(reference: Array, actual: Array) -> tuple[float, float]:
     return float(np.sum(r * r)), float(np.sum((r - a) ** 2))
 
 
-def _form_misses(where: str, expected: Arrays, actual: Arrays) -> list[str]:
+def _form_misses(where: str, expected: Arrays, actual: Arrays | InvalidInput) -> list[str]:
+    if isinstance(actual, InvalidInput):
+        return [f"{where}: {actual}"]
     if expected.keys() != actual.keys():
         return [f"{where}: outputs are {', '.join(actual)} where PyTorch has {', '.join(expected)}"]
     misses = []

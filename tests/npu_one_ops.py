@@ -268,13 +268,12 @@ GROUPS = {
 NOT_EXPORTED: dict[str, Case] = {
     "topk": (rows(lambda a: a.topk(2).values), V),
     "sort": (rows(lambda a: a.sort(-1).values), V),
-}
-NOT_COMPILED: dict[str, Case] = {
-    "argmax": (rows(lambda a: a.argmax(-1)), V),
-    "attention_masked": (
+    "scaled_dot_product_attention": (
         lambda q, k, v: F.scaled_dot_product_attention(q, k, v, torch.ones(8, 8, dtype=torch.bool).tril()),
         (random(1, 4, 8, 16),) * 3,
     ),
-    **{f"mask_{name}": case for name, case in masked(torch.finfo(torch.float32).min).items()},
+}
+NOT_COMPILED: dict[str, Case] = {
+    "argmax": (rows(lambda a: a.argmax(-1)), V),
 }
 NOT_COMPILED_BELOW_U85: dict[str, Case] = {"conv_stride_4_padded": (nn.Conv2d(8, 8, 4, stride=4, padding=1), X)}

@@ -17,8 +17,8 @@ from edgekit.npu.rules import npu_rules, rules_of
 from edgekit.profile import find_device
 from edgekit.source import load
 from tests.language_models import save_folder
-from tests.npu_agreement import DEVICES, Classifier, compile_for, disagreements, int8_file, left_to_cpu, model_of
-from tests.npu_one_ops import GROUPS, NOT_COMPILED, NOT_COMPILED_BELOW_U85, NOT_EXPORTED, PRODUCTS
+from tests.npu_agreement import DEVICES, Case, Classifier, compile_for, disagreements, int8_file, left_to_cpu, model_of
+from tests.npu_one_ops import GROUPS, NOT_COMPILED, NOT_COMPILED_BELOW_U85, NOT_EXPORTED, PRODUCTS, masked
 
 pytestmark = pytest.mark.toolchain
 pytest.importorskip("ethosu.vela", reason="Vela is not installed: pip install 'edgekit[ethos-u]'")
@@ -107,6 +107,16 @@ def test_what_cannot_be_exported_at_all_does_not_run(name: str, tmp_path: Path) 
     for device in DEVICES:
         placed = place_ops(capture(model), rules_of(find_device(device)))
         assert [each.op for each in placed if each.verdict != "runs"] == [name]
+
+
+@pytest.mark.parametrize(("way", "case"), masked(torch.finfo(torch.float32).min).items())
+def test_a_mask_that_leaves_no_steps_is_neither_exported_nor_run(way: str, case: Case, tmp_path: Path) -> None:
+    model = model_of({way: case} | ANCHOR)
+    with pytest.raises(UnsupportedModel, match=r"numbers from -3\.4e\+38 to .*analyze --fix --allow finite_input"):
+        int8_file(model, tmp_path)
+    for device in DEVICES:
+        placed = place_ops(capture(model), rules_of(find_device(device)))
+        assert "softmax" in [each.op for each in placed if each.verdict == "needs a rewrite"]
 
 
 @pytest.mark.parametrize("npu", ["ethos-u55", "ethos-u65", "ethos-u85"])

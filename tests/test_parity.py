@@ -193,8 +193,18 @@ def test_a_difference_in_form_fails_every_tolerance(answer: Arrays, words: list[
     else:
         parity = compare([pairs[0][0]], [answer], FREE)
     assert not parity.ok
-    assert (parity.max_abs, parity.sqnr_db, parity.cosine_min, parity.outputs) == (None, None, None, ())
+    if synthetic:
+        assert parity.sqnr_db == 200  # of the real samples
+    else:
+        assert (parity.max_abs, parity.sqnr_db, parity.cosine_min, parity.outputs) == (None, None, None, ())
     assert all(word in parity.misses[0] for word in [*words, "synthetic sample 0" if synthetic else "sample 0"])
+
+
+def test_made_up_inputs_that_the_runtime_cannot_compute_with_are_a_miss_beside_the_figures() -> None:
+    refused = InvalidInput("a division by zero")
+    parity = compare([y(1, 2)], [y(1, 2)], FREE, synthetic=[(y(0, 0), refused), (y(1, 2), y(1, 2))])
+    assert (parity.ok, parity.sqnr_db) == (False, 200)
+    assert parity.misses == ("synthetic sample 0: a division by zero",)
 
 
 def test_where_pytorch_itself_is_not_finite_anything_goes() -> None:

@@ -210,6 +210,23 @@ def test_a_model_that_cannot_be_quantised_is_no_int8_model(tmp_path: Path) -> No
         tflite.export(job_of(model, DYNAMIC), tmp_path, tflite.Options(), STEPS)
 
 
+class Masked(nn.Module):
+    def forward(self, pixels: Tensor) -> Tensor:
+        rows = pixels.flatten(2)
+        mask = torch.where(rows[:, :1] < 0.5, torch.finfo(torch.float32).min, 0.0)
+        return (rows + mask).softmax(-1)
+
+
+def test_numbers_that_no_step_reaches_are_refused_with_the_op_that_brings_them(
+    pixels: tuple[Arrays, ...], tmp_path: Path
+) -> None:
+    """LiteRT would end the process at the first softmax."""
+    model = load(Masked().eval(), {"pixels": torch.from_numpy(pixels[0]["pixels"])})
+    words = r"'where' at the model itself \(test_tflite_exporter\.py:\d+\) gives numbers from -3\.4e\+38 to 0, "
+    with pytest.raises(UnsupportedModel, match=words):
+        tflite.export(job_of(model, STATIC, pixels), tmp_path, tflite.Options(), lambda step: None)
+
+
 def test_an_op_that_litert_cannot_run_is_refused_with_its_module(tmp_path: Path) -> None:
     class Sorting(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
