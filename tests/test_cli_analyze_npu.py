@@ -60,6 +60,23 @@ def test_samples_show_ranges_with_the_worst_channel(pixels_npz: Path, capfd: pyt
     assert set(ranges[0]["sqnr"]) == {"w8a8", "w8a16", "w4a16"}
 
 
+def test_an_sqnr_says_which_ops_need_more_bits(
+    pixels_npz: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    page = tmp_path / "bits.html"
+    given = ("-m", CONV, "-d", "ethos-u85-256", "--data", pixels_npz, "--min-sqnr")
+    found = json.loads(said(capfd, *given, 200, "--json")[1])["bits"]  # nobody reaches that
+    eight, sixteen = (point["total_db"] for point in found["curve"])
+    assert (eight < sixteen, found["met"]) == (True, False)
+    code, out, _ = said(capfd, *given, 200)
+    assert (code, "FAILED: w8a8 gives " in out, out.endswith("200 is not reached\n")) == (1, True, True)
+    code, out, _ = said(capfd, *given, (eight + sixteen) / 2, "--html", page)
+    assert (code, f"bits: w8a8 gives {eight:.1f} dB, and w8a16 at " in out) == (0, True)
+    assert "Ops that need more bits" in Reader(page.read_text()).said
+    code, out, _ = said(capfd, *given, eight / 2)
+    assert (code, "no op needs more bits" in out) == (0, True)
+
+
 def test_the_page_is_written_once_and_replaced_when_told(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     page = tmp_path / "audit.html"
     given = ("-m", CONV, "-d", "apple-ane", "--html", page)
@@ -79,6 +96,12 @@ def test_the_page_is_written_once_and_replaced_when_told(tmp_path: Path, capfd: 
         (("-d", "rk3588", "--dtype", "int16"), "take int8, float16"),
         (("-d", "rk3588", "--format", "onnx"), "leave out --sites, --format and --save-repro"),
         (("--min-coverage", "90"), "add -d DEVICE"),
+        (("--min-sqnr", "30"), "add -d DEVICE"),
+        (("-d", "ethos-u55-128", "--min-sqnr", "30"), "chosen on samples: add --data"),
+        (("-d", "coral-edgetpu", "--min-sqnr", "30", "--data", "PIXELS"), "Coral Edge TPU computes int8"),
+        (("-d", "ethos-u55-128", "--min-sqnr", "0", "--data", "PIXELS"), "give decibels above 0, 200 at most"),
+        (("-d", "ethos-u55-128", "--min-sqnr", "nan", "--data", "PIXELS"), "give decibels above 0, 200 at most"),
+        (("-d", "rk3588", "--fix", "-o", "x", "--min-sqnr", "30"), "leave out --html, --dtype, --min-sqnr"),
         (("--fix", "-o", "fixed"), "add -d DEVICE"),
         (("-d", "rk3588", "-o", "fixed"), "add --fix -d DEVICE"),
         (("-d", "rk3588", "--fix"), "add -o OUT"),
@@ -86,8 +109,8 @@ def test_the_page_is_written_once_and_replaced_when_told(tmp_path: Path, capfd: 
     ],
 )
 def test_what_cannot_be_meant_is_said_with_the_fix(
-    arguments: tuple[str, ...], answer: str, capfd: pytest.CaptureFixture[str]
+    arguments: tuple[str, ...], answer: str, pixels_npz: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    code, out, err = said(capfd, "-m", CONV, *arguments)
+    code, out, err = said(capfd, "-m", CONV, *(pixels_npz if each == "PIXELS" else each for each in arguments))
     assert (code, out) == (2, "")
     assert answer in err

@@ -53,7 +53,7 @@ def chosen(min_db: float) -> Bits:
 
 
 def test_the_loud_tensor_is_found_and_widened_first() -> None:
-    found = chosen(20.0)
+    found = chosen(18.0)
     worst = min(found.ops, key=lambda op: op.alone_db)
     assert worst.name in ("layers.1/linear", "layers.2/linear")
     assert found.curve[1].op == worst.name
@@ -63,11 +63,13 @@ def test_the_loud_tensor_is_found_and_widened_first() -> None:
 def test_the_walk_ends_where_the_bar_holds(min_db: float) -> None:
     found = chosen(min_db)
     widened = [op.name for op in found.ops if op.scheme == "w8a16"]
-    assert sorted(widened) == sorted(point.op for point in found.curve if point.op)
+    if found.met:
+        assert sorted(widened) == sorted(point.op for point in found.curve if point.op)
     assert found.met == (found.total_db >= min_db)
     assert all(point.total_db < min_db for point in found.curve[:-1])
     if not found.met:
         assert len(widened) == len(found.ops)
+        assert [(point.op, point.scheme) for point in found.curve] == [(None, "w8a8"), (None, "w8a16")]
     assert Bits.from_json(found.to_json()) == found
 
 

@@ -60,6 +60,10 @@ def analyze(
         float | None,
         typer.Option("--min-coverage", help="With -d: fail when fewer percent of the MACs run on the NPU."),
     ] = None,
+    min_sqnr: Annotated[
+        float | None,
+        typer.Option("--min-sqnr", help="With -d and --data: say which ops need 16 bits for answers of so many dB."),
+    ] = None,
     html: Annotated[Path | None, typer.Option("--html", help="With -d: write the audit as a page here.")] = None,
     fix: Annotated[
         bool, typer.Option("--fix", help="With -d: write the model as the NPU runs it, rewritten exactly, to -o.")
@@ -76,14 +80,17 @@ def analyze(
 ) -> int:
     """Say what each op of a model becomes in a format or on an NPU, at its source line, without converting.
 
-    Exits 1 when something needs a rewrite for a format, or when an NPU runs less than --min-coverage.
+    Exits 1 when something needs a rewrite for a format, when an NPU runs less than --min-coverage, or where 16 bits do
+    not reach --min-sqnr.
     """
-    if device is None and (data or dtype or min_coverage is not None or html):
-        raise InvalidInput("--data, --dtype, --min-coverage and --html are of a device's NPU: add -d DEVICE")
+    if device is None and (data or dtype or html or not {min_coverage, min_sqnr} <= {None}):
+        raise InvalidInput("--data, --dtype, --min-coverage, --min-sqnr and --html are of an NPU: add -d DEVICE")
     if not fix and (output or allow):
         raise InvalidInput("-o and --allow are for a model that is rewritten: add --fix -d DEVICE")
-    if fix and (device is None or html or dtype):
-        raise InvalidInput("--fix writes a folder with a page in it: add -d DEVICE, and leave out --html and --dtype")
+    if fix and (device is None or html or dtype or min_sqnr is not None):
+        raise InvalidInput(
+            "--fix makes a folder with a page in it: add -d DEVICE, leave out --html, --dtype, --min-sqnr"
+        )
     if min_coverage is not None and not 0 <= min_coverage <= 100:
         raise InvalidInput(f"--min-coverage {min_coverage:g}: give a percentage of MACs from 0 to 100")
     if device is not None:
@@ -96,9 +103,9 @@ def analyze(
                 quiet=quiet,
             )  # fmt: skip
         return analyze_npu(
-            model, device, data=data, dtype=dtype, min_coverage=min_coverage, html=html, inputs=input or (),
-            dynamic=dynamic or (), trust_remote_code=trust_remote_code, force=force, every=every, json=json,
-            quiet=quiet,
+            model, device, data=data, dtype=dtype, min_coverage=min_coverage, min_sqnr=min_sqnr, html=html,
+            inputs=input or (), dynamic=dynamic or (), trust_remote_code=trust_remote_code, force=force, every=every,
+            json=json, quiet=quiet,
         )  # fmt: skip
     if sites:
         if format != "all" or save_repro:

@@ -23,6 +23,7 @@ def analyze_npu(
     data: str | None,
     dtype: str | None,
     min_coverage: float | None,
+    min_sqnr: float | None,
     html: Path | None,
     inputs: Sequence[str],
     dynamic: Sequence[str],
@@ -32,11 +33,11 @@ def analyze_npu(
     json: bool,
     quiet: bool,
 ) -> int:
-    """Audit, show, and save the page. Returns 1 where the coverage is below the least that was asked for."""
+    """Audit, show, and save the page. Returns 1 where the coverage or the SQNR is below the least asked for."""
     from edgekit.dataset import load_dataset
     from edgekit.npu.audit import audit
     from edgekit.npu.audit_page import audit_page
-    from edgekit.npu.audit_tables import missing
+    from edgekit.npu.audit_tables import bits_said, missing
     from edgekit.npu.rules import rules_of
     from edgekit.profile import find_device
     from edgekit.source import load
@@ -49,7 +50,8 @@ def analyze_npu(
         step(f"load {model}")
         loaded = load(model, inputs=inputs, dynamic=dynamic, trust_remote_code=trust_remote_code)
         samples = load_dataset(data, loaded.inputs, loaded.preprocess, loaded.assets) if data else None
-        found = audit(loaded, profile, data=samples, dtype=cast("DType | None", dtype), progress=step)
+        number = cast("DType | None", dtype)
+        found = audit(loaded, profile, data=samples, dtype=number, min_db=min_sqnr, progress=step)
     if html:
         save_text(html, audit_page(found, rules))
     if json:
@@ -58,15 +60,18 @@ def analyze_npu(
         _show(found, every)
         if html:
             say(f"{html}: open it in a browser")
-    if min_coverage is None or 100 * found.coverage_macs >= min_coverage:
-        return 0
-    if not json:
-        say(f"FAILED: {missing(found, min_coverage)}")
-    return 1
+    failures = []
+    if min_coverage is not None and 100 * found.coverage_macs < min_coverage:
+        failures.append(missing(found, min_coverage))
+    if found.bits and not found.bits.met:
+        failures.append(bits_said(found.bits))
+    for failure in [] if json else failures:
+        say(f"FAILED: {failure}")
+    return 1 if failures else 0
 
 
 def _show(found: Audit, every: bool) -> None:
-    from edgekit.npu.audit_tables import facts, groups, range_table
+    from edgekit.npu.audit_tables import bits_said, bits_table, facts, groups, range_table
 
     say(f"{found.model} on {found.npu} of {found.device}")
     show_pairs(facts(found))
@@ -82,6 +87,14 @@ def _show(found: Audit, every: bool) -> None:
         show_table(columns, rows if every else rows[:MOST_TENSORS])
         if not every and len(rows) > MOST_TENSORS:
             say(f"and {len(rows) - MOST_TENSORS} more tensors: add --every")
+    if found.bits:
+        say("")
+        say(f"bits: {bits_said(found.bits)}")
+        columns, rows = bits_table(found.bits)
+        if rows:
+            show_table(columns, rows if every else rows[:MOST_TENSORS])
+        if not every and len(rows) > MOST_TENSORS:
+            say(f"and {len(rows) - MOST_TENSORS} more ops: add --every")
 
 
 def _show_group(group: Group, every: bool) -> None:

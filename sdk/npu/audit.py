@@ -15,6 +15,7 @@ from edgekit.cost.kernels import NOTHING, PRODUCTS, VIEWS, kernel_of, live_nodes
 from edgekit.errors import InvalidInput
 from edgekit.exporting import OWN_NAMESPACES
 from edgekit.graph import capture, module_path, source_line
+from edgekit.npu.bits import Bits, choose_bits
 from edgekit.npu.far_numbers import FarNumber, far_numbers, met_by
 from edgekit.npu.measures import OpCall, order
 from edgekit.npu.op_calls import call_of, plain_name
@@ -22,6 +23,7 @@ from edgekit.npu.placement import FLOATS, Judgement, judge
 from edgekit.npu.placement import Verdict as Verdict
 from edgekit.npu.ranges import TensorRange, tensor_ranges
 from edgekit.npu.rules import NpuRules, npu_ids, npu_rules, rules_of
+from edgekit.parity import EXACT_DB
 from edgekit.types import DType, Value
 
 if TYPE_CHECKING:
@@ -32,6 +34,8 @@ if TYPE_CHECKING:
 Basis = Literal["vendor's compiler", "table estimate"]
 SHUFFLES = {"pixel_shuffle", "pixel_unshuffle", "channel_shuffle", "im2col", "col2im"}
 BYTES: dict[str, int] = {"int8": 1, "uint8": 1, "bool": 1, "int16": 2, "float16": 2, "bfloat16": 2, "int64": 8}
+WIDTHS: set[DType] = {"int8", "int16"}  # that ops may be given one by one
+JUDGES = 16  # samples: every op is tried alone, and the walk tries as many again
 INSIDE = "each model is one graph without branches: compute both sides and choose with torch.where"
 
 
@@ -65,6 +69,7 @@ class Audit(Value, frozen=True, kw_only=True):
     dynamic: tuple[str, ...]  # dimensions whose size is not fixed
     basis: Basis = "table estimate"
     ranges: tuple[TensorRange, ...] = ()
+    bits: Bits | None = None  # the ops that need more than 8, where an SQNR was asked for
 
 
 def audit(
@@ -74,13 +79,15 @@ def audit(
     data: Dataset | None = None,
     schemes: Sequence[str] = ("w8a8", "w8a16", "w4a16"),
     dtype: DType | None = None,
+    min_db: float | None = None,
     progress: Progress = silent,
 ) -> Audit:
     """Place every op of a model on a device's NPU or its host; with `data`, measure what its tensors hold too.
 
-    `dtype` is what floating tensors are brought to, the NPU's first one by default. Constants, views that change
-    nothing and shape arithmetic are no ops. Raises `InvalidInput` for a device without an NPU, or one whose ops are
-    not known; `UnsupportedModel` for a model that cannot be traced.
+    `dtype` is what floating tensors are brought to, the NPU's first one by default. `min_db` is an SQNR of the model's
+    answers on `data`: the audit says which ops need 16 bits for it. Constants, views that change nothing and shape
+    arithmetic are no ops. Raises `InvalidInput` for a device without an NPU, one whose ops are not known, or one
+    without what `min_db` needs; `UnsupportedModel` for a model that cannot be traced.
     """
     rules = rules_of(device)
     if not rules.ops:
@@ -88,6 +95,8 @@ def audit(
         raise InvalidInput(f"which ops {rules.title} runs is not known here; it is for {', '.join(known)}")
     if dtype is not None and dtype not in rules.dtypes:
         raise InvalidInput(f"{rules.title} does not compute {dtype}: take {', '.join(rules.dtypes)}")
+    if min_db is not None:
+        _check_bits(rules, data, min_db)
     progress("trace the model")
     program = capture(model)
     progress(f"ask the rules of {rules.id}")
@@ -106,6 +115,9 @@ def audit(
         high_rank=tuple(_high_rank(program, rules)),
         dynamic=tuple(map(str, model.dynamic)),
         ranges=_ranges(model, data, schemes, progress) if data is not None else (),
+        bits=choose_bits(model, data.samples, min_db=min_db, progress=progress)
+        if data and min_db is not None
+        else None,
     )
 
 
@@ -196,6 +208,16 @@ def _high_rank(program: ExportedProgram, rules: NpuRules) -> Iterator[str]:
         if rules.max_rank is not None and rank > rules.max_rank:
             place = f"{module_path(step[0]) or 'the model itself'} ({source_line(step[0])})"
             yield f"{plain_name(step[0])} in {place}: {rank} dimensions"
+
+
+def _check_bits(rules: NpuRules, data: Dataset | None, min_db: float) -> None:
+    asked = f"ops that get 16 bits for {min_db:g} dB"
+    if data is None:
+        raise InvalidInput(f"{asked} are chosen on samples: add --data")
+    if not set(rules.dtypes) >= WIDTHS:
+        raise InvalidInput(f"{asked} need int16, and {rules.title} computes {', '.join(rules.dtypes)}")
+    if not 0 < min_db <= EXACT_DB:
+        raise InvalidInput(f"--min-sqnr {min_db:g}: give decibels above 0, {EXACT_DB:g} at most")
 
 
 def _ranges(model: Model, data: Dataset, schemes: Sequence[str], progress: Progress) -> tuple[TensorRange, ...]:

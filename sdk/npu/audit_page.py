@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from edgekit.npu.audit import Audit
 from edgekit.npu.audit_map import op_map, verdict_bar
-from edgekit.npu.audit_tables import Group, facts, groups, place, range_table
+from edgekit.npu.audit_tables import Group, bits_said, bits_table, facts, groups, place, range_table
 from edgekit.npu.placement import Verdict
 from edgekit.npu.rules import NpuRules
 from edgekit.page.document import document, section
@@ -85,7 +85,15 @@ def _ranges(audit: Audit) -> Html:
         "total, because a loud channel hides a dead one."
     )
     listed = table("Tensors, the worst first", columns, rows, set(range(1, len(columns) - 1)))
-    return tag("section", tag("p", said, class_="lead"), listed)
+    return tag("section", tag("p", said, class_="lead"), listed, _bits(audit))
+
+
+def _bits(audit: Audit) -> Html:
+    if audit.bits is None:
+        return NOTHING
+    columns, rows = bits_table(audit.bits)
+    listed = table("Ops that need more bits, the most harmful first", columns, rows, {2, 3}) if rows else NOTHING
+    return tag("div", tag("h3", "Bits"), tag("p", f"{bits_said(audit.bits)}."), listed)
 
 
 def _ops(audit: Audit) -> Html:

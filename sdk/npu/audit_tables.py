@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from edgekit.npu.audit import Audit, OpPlacement
+from edgekit.npu.bits import Bits
 from edgekit.npu.placement import Verdict
 from edgekit.npu.ranges import TensorRange
 from edgekit.types import Value
@@ -103,6 +104,28 @@ def _range_row(found: TensorRange, schemes: Sequence[str]) -> list[str]:
     ratios = [found.sqnr.get(scheme) for scheme in schemes]
     cells += ["-" if each is None else f"{each.worst_db:.1f} / {each.total_db:.1f}" for each in ratios]
     return [*cells, found.source or ""]
+
+
+def bits_said(bits: Bits) -> str:
+    """What 8 bits give, and how many ops need more: one sentence."""
+    first, last = bits.curve[0], bits.curve[-1]
+    said = f"{first.scheme} gives {first.total_db:.1f} dB"
+    if not bits.met:
+        return (
+            f"{said}, and {last.scheme} at all {len(bits.ops)} ops {last.total_db:.1f}: {bits.min_db:g} is not reached"
+        )
+    if last is first:
+        return f"{said}, and {bits.min_db:g} are asked for: no op needs more bits"
+    return f"{said}, and {last.scheme} at {len(bits.curve) - 1} of {len(bits.ops)} ops {last.total_db:.1f}"
+
+
+def bits_table(bits: Bits) -> tuple[list[str], list[list[str]]]:
+    """Columns and rows: the ops that need more bits, the one that does most harm first."""
+    alone = {op.name: op.alone_db for op in bits.ops}
+    rows = [
+        [point.op, point.scheme, f"{alone[point.op]:.1f}", f"{point.total_db:.1f}"] for point in bits.curve if point.op
+    ]
+    return ["op", "needs", f"dB with it alone in {bits.curve[0].scheme}", "dB of the model then"], rows
 
 
 def _some(places: Sequence[str]) -> str:

@@ -37,9 +37,9 @@ class OpBits(Value, frozen=True, kw_only=True):
 
 
 class BitsPoint(Value, frozen=True, kw_only=True):
-    """The model after one more op was widened."""
+    """The model with all ops in one scheme, or after one more op was widened."""
 
-    op: str | None  # None: all ops are in the first scheme
+    op: str | None  # None: all ops are in one scheme
     scheme: str
     total_db: float
 
@@ -69,19 +69,25 @@ def choose_bits(
 ) -> Bits:
     """Start in the first scheme and widen op after op until the outputs reach `min_db` on the samples.
 
-    `schemes` go from the narrowest to the widest. Raises `InvalidInput` for fewer than two, or without samples.
+    Where all ops in the last scheme do not reach it, they all get that one, and nothing is walked. `schemes` go from
+    the narrowest to the widest. Raises `InvalidInput` for fewer than two, or without samples.
     """
     levels = [scheme(name) for name in schemes]
     if len(levels) < 2:
         raise InvalidInput(f"bits are chosen among two schemes or more, not {len(levels)}: for example w8a8 and w8a16")
     mixed = _Mixed.of(model, samples, fused)
+    chosen = dict.fromkeys(mixed.names, levels[0])
+    curve = [BitsPoint(op=None, scheme=levels[0].name, total_db=mixed.sqnr(chosen))]
     alone = {}
     for at, node in enumerate(mixed.names, 1):
         progress(f"round op {at} of {len(mixed.names)} alone")
         alone[node] = mixed.sqnr({node: levels[0]})
-    chosen = dict.fromkeys(mixed.names, levels[0])
-    curve = [BitsPoint(op=None, scheme=levels[0].name, total_db=mixed.sqnr(chosen))]
-    for level in levels[1:]:
+    widest = dict.fromkeys(mixed.names, levels[-1])
+    most_db = mixed.sqnr(widest)
+    if curve[0].total_db < min_db and most_db < min_db:
+        chosen = widest
+        curve.append(BitsPoint(op=None, scheme=levels[-1].name, total_db=most_db))
+    for level in levels[1:] if len(curve) == 1 else ():
         for node in sorted(mixed.names, key=alone.__getitem__):
             if curve[-1].total_db >= min_db:
                 break
