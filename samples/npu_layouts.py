@@ -14,7 +14,7 @@ from pathlib import Path
 
 import edgekit
 from edgekit.npu import reference_task
-from edgekit.npu.audit import audit
+from edgekit.npu.auditing.audit import audit
 
 DEVICE = "qcom-htp-v68"
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from edgekit.distill.call import Given, with_tensors, without_tensors
+from edgekit.distill.cutting.call import Given, with_tensors, without_tensors
 from edgekit.errors import UnsupportedModel
 from edgekit.model import Loaded, LoadOptions, Model, make_model, name_outputs, with_names
 from edgekit.parts import ENCODER, REST

@@ -19,7 +19,7 @@ from edgekit.exporters._tflite_file import parse_model
 from edgekit.exporters.compilers import vela
 from edgekit.exporting import ExportJob
 from edgekit.model import Model
-from edgekit.npu.audit import placed_nodes
+from edgekit.npu.auditing.audit import placed_nodes
 from edgekit.npu.rules import rules_of
 from edgekit.processing import Arrays
 from edgekit.profile import find_device

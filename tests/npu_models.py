@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from edgekit.dataset import Dataset
-from edgekit.distill.fit_options import FitOptions
+from edgekit.distill.training.fit_options import FitOptions
 from edgekit.graph import capture, op_counts
 from edgekit.layered import LayeredModule, layered
 from edgekit.model import Model

@@ -16,9 +16,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from edgekit.distill._shards import Shards
-from edgekit.distill.cache import Embeddings, Store, embeddings
-from edgekit.distill.data import Images, from_samples
+from edgekit.distill.training._shards import Shards
+from edgekit.distill.training.cache import Embeddings, Store, embeddings
+from edgekit.distill.training.data import Images, from_samples
 from edgekit.errors import CorruptWeights, InvalidInput, OutputExists, UnsupportedModel
 from edgekit.processing import Arrays
 from edgekit.tensorfile import TensorFile
@@ -143,7 +143,7 @@ def test_another_teacher_or_preprocessing_meets_no_old_entry(tmp_path: Path) -> 
 
 
 def test_shards_are_safetensors_files_of_a_bounded_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("edgekit.distill._shards.SHARD_BYTES", 5000)  # four images
+    monkeypatch.setattr("edgekit.distill.training._shards.SHARD_BYTES", 5000)  # four images
     images = from_samples(samples(10))
     found = build(tmp_path, images)
     files = [TensorFile.open(path) for path in tmp_path.rglob("*.safetensors")]
@@ -158,7 +158,7 @@ def test_shards_are_safetensors_files_of_a_bounded_size(tmp_path: Path, monkeypa
 KILLED = """
 import sys, time
 sys.path.insert(0, {tests!r})
-import edgekit.distill._shards as shards
+import edgekit.distill.training._shards as shards
 from test_distill_cache import Encoder, Path, build, from_samples, samples
 shards.SHARD_BYTES = 5000
 class Slow(Encoder):
@@ -208,11 +208,11 @@ def test_a_full_disk_is_named_and_leaves_whole_shards_only(tmp_path: Path) -> No
 
 
 def test_too_little_room_is_said_before_anything_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("edgekit.distill._shards.shutil.disk_usage", lambda path: SimpleNamespace(free=1000))
+    monkeypatch.setattr("edgekit.distill.training._shards.shutil.disk_usage", lambda path: SimpleNamespace(free=1000))
     with pytest.raises(InvalidInput, match=r"the embeddings take 0.0 MB and 0.0 MB are free at"):
         build(tmp_path)
     assert not list(tmp_path.rglob("*.safetensors*"))
-    monkeypatch.setattr("edgekit.distill.cache.available_memory_bytes", lambda: 1000)
+    monkeypatch.setattr("edgekit.distill.training.cache.available_memory_bytes", lambda: 1000)
     with pytest.raises(InvalidInput, match=r"MB of memory and 0.0 MB are free: keep them in a folder"):
         build("ram")
 

@@ -26,7 +26,6 @@ from toy_distillation import (
     twin,
 )
 
-from edgekit.distill.cache import Embeddings, embeddings
 from edgekit.distill.card import (
     MEAN_EMBEDDING,
     MORE_OF_STAGE_1,
@@ -38,9 +37,10 @@ from edgekit.distill.card import (
     card_of,
 )
 from edgekit.distill.card_page import card_page, card_table
-from edgekit.distill.data import from_samples
-from edgekit.distill.site import Site
+from edgekit.distill.cutting.site import Site
 from edgekit.distill.task import open_task
+from edgekit.distill.training.cache import Embeddings, embeddings
+from edgekit.distill.training.data import from_samples
 from edgekit.distill.verification import check_teacher, verify_student
 from edgekit.errors import GateMissed, InvalidInput, UnsupportedModel
 from edgekit.intervals import Interval

@@ -15,8 +15,8 @@ import torch
 from msgspec.structs import replace
 from torch import Tensor
 
-from edgekit.distill.checkpoint import FILE
-from edgekit.distill.trainer import fit
+from edgekit.distill.training.checkpoint import FILE
+from edgekit.distill.training.trainer import fit
 from edgekit.errors import InvalidInput
 from tests.processes import finished, running
 from tests.toy_training import SHORT, Net, same, student, task
@@ -27,8 +27,8 @@ import sys, time
 sys.path.insert(0, {tests!r})
 from pathlib import Path
 import torch
-from edgekit.distill.fit_options import FitOptions
-from edgekit.distill.trainer import fit
+from edgekit.distill.training.fit_options import FitOptions
+from edgekit.distill.training.trainer import fit
 from toy_training import Net, task
 class Slow(Net):
     def forward(self, pixels):

@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from edgekit.distill.data import from_samples, open_images
+from edgekit.distill.training.data import from_samples, open_images
 from edgekit.errors import InvalidInput, UnknownName
 from edgekit.processing import ImagePreprocess, image_size, open_image
 from edgekit.types import TensorSpec

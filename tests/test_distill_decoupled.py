@@ -19,15 +19,15 @@ import torch
 import edgekit
 from edgekit.cli.app import run
 from edgekit.distill.card import Card
+from edgekit.distill.cutting.site import find_site
+from edgekit.distill.cutting.splicing import outside_sha256
 from edgekit.distill.decoupled import distill
 from edgekit.distill.distill_options import DistillOptions
-from edgekit.distill.fit_options import FitOptions
 from edgekit.distill.record import read_record
 from edgekit.distill.refine import RefineOptions
 from edgekit.distill.scenes import scenes, write_scenes
-from edgekit.distill.site import find_site
-from edgekit.distill.splicing import outside_sha256
 from edgekit.distill.toy_sam import save_toy_sam
+from edgekit.distill.training.fit_options import FitOptions
 from edgekit.errors import CorruptWeights, GateMissed, InvalidInput, OutputExists
 from edgekit.source import load, parse_source
 from tests.processes import finished, torchrun

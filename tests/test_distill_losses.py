@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from edgekit.distill.losses import LOSSES, channel_scales, loss, valid_places
+from edgekit.distill.training.losses import LOSSES, channel_scales, loss, valid_places
 from edgekit.errors import InvalidInput, UnknownName
 from edgekit.processing import Array
 

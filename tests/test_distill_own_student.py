@@ -14,14 +14,14 @@ from torch import Tensor, nn
 
 import edgekit
 from edgekit.cli.app import run
+from edgekit.distill.architecture.own_student import build, own_student
+from edgekit.distill.cutting.splicing import outside_sha256
 from edgekit.distill.decoupled import distill
 from edgekit.distill.distill_options import DistillOptions
-from edgekit.distill.fit_options import FitOptions
-from edgekit.distill.own_student import build, own_student
 from edgekit.distill.record import read_record
 from edgekit.distill.refine import RefineOptions
 from edgekit.distill.restoring import restore
-from edgekit.distill.splicing import outside_sha256
+from edgekit.distill.training.fit_options import FitOptions
 from edgekit.errors import CorruptWeights, InvalidInput
 from edgekit.source import load
 from tests.toy_distillation import CLASSIFIER_SITE, classifier

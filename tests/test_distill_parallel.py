@@ -9,10 +9,10 @@ import pytest
 import torch
 from msgspec.structs import replace
 
-from edgekit.distill.checkpoint import FILE
-from edgekit.distill.fit_options import FitOptions, FitRecord
-from edgekit.distill.parallel import processes
-from edgekit.distill.trainer import fit
+from edgekit.distill.training.checkpoint import FILE
+from edgekit.distill.training.fit_options import FitOptions, FitRecord
+from edgekit.distill.training.parallel import processes
+from edgekit.distill.training.trainer import fit
 from tests.processes import finished, running, torchrun
 from tests.toy_training import SHORT, student, task
 
@@ -22,9 +22,9 @@ import os, sys, time
 sys.path.insert(0, {tests!r})
 from pathlib import Path
 import torch
-from edgekit.distill.fit_options import FitOptions
-from edgekit.distill.parallel import processes
-from edgekit.distill.trainer import fit
+from edgekit.distill.training.fit_options import FitOptions
+from edgekit.distill.training.parallel import processes
+from edgekit.distill.training.trainer import fit
 from toy_training import Net, student, task
 class Slow(Net):
     def forward(self, pixels):

@@ -23,8 +23,8 @@ from toy_distillation import (
     twin,
 )
 
+from edgekit.distill.cutting.splicing import outside_sha256
 from edgekit.distill.refine import RefineOptions, RefineRecord, refine
-from edgekit.distill.splicing import outside_sha256
 from edgekit.distill.task import open_task
 from edgekit.errors import InvalidInput
 from edgekit.model import weights_sha256

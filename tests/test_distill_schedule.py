@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edgekit.distill.schedule import average_share, batch_numbers, learning_rate, parameter_groups, split
+from edgekit.distill.training.schedule import average_share, batch_numbers, learning_rate, parameter_groups, split
 from tests.toy_training import student
 
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from edgekit.cli.app import run
-from edgekit.distill.site import Site, find_site, sites
+from edgekit.distill.cutting.site import Site, find_site, sites
 from edgekit.distill.toy_sam import toy_sam
 from edgekit.errors import InvalidInput, UnknownName, UnsupportedModel
 from edgekit.model import Model

@@ -12,10 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from edgekit.distill.boundary import Encoder, site_feeds
-from edgekit.distill.site import Site, find_site
-from edgekit.distill.sizing import student
-from edgekit.distill.splicing import Adapter, outside_sha256, splice
+from edgekit.distill.architecture.sizing import student
+from edgekit.distill.cutting.boundary import Encoder, site_feeds
+from edgekit.distill.cutting.site import Site, find_site
+from edgekit.distill.cutting.splicing import Adapter, outside_sha256, splice
 from edgekit.distill.toy_sam import toy_sam
 from edgekit.errors import InvalidInput
 from edgekit.model import Model, name_outputs, weights_sha256

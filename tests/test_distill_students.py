@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from edgekit import registry
-from edgekit.distill.geometry import geometry
-from edgekit.distill.layers import fused, multiple_of
-from edgekit.distill.site import Site
-from edgekit.distill.sizing import STUDENTS, Student, StudentRecord, rebuild, student
+from edgekit.distill.architecture.geometry import geometry
+from edgekit.distill.architecture.layers import fused, multiple_of
+from edgekit.distill.architecture.sizing import STUDENTS, Student, StudentRecord, rebuild, student
+from edgekit.distill.cutting.site import Site
 from edgekit.errors import InvalidInput, UnknownName
 from edgekit.types import TensorSpec
 

@@ -17,8 +17,8 @@ pytest.importorskip("transformers", reason="transformers is not installed")
 
 from toy_distillation import CLASSIFIER_SITE, SAM_SITE, classifier, sam_images, sam_model, teacher_embeddings
 
-from edgekit.distill.boundary import site_feeds
-from edgekit.distill.rest import Rest
+from edgekit.distill.cutting.boundary import site_feeds
+from edgekit.distill.cutting.rest import Rest
 from edgekit.distill.scenes import scenes, write_scenes
 from edgekit.distill.task import Task, open_task
 from edgekit.errors import InvalidInput, UnknownName

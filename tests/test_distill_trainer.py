@@ -12,12 +12,12 @@ import torch
 from msgspec.structs import replace
 from torch import Tensor, nn
 
-from edgekit.distill._training import without_gain
-from edgekit.distill.cache import embeddings
-from edgekit.distill.data import Images
-from edgekit.distill.fit_options import FitOptions, FitRecord
-from edgekit.distill.schedule import split
-from edgekit.distill.trainer import fit
+from edgekit.distill.training.cache import embeddings
+from edgekit.distill.training.data import Images
+from edgekit.distill.training.fit_options import FitOptions, FitRecord
+from edgekit.distill.training.loop import without_gain
+from edgekit.distill.training.schedule import split
+from edgekit.distill.training.trainer import fit
 from edgekit.errors import InvalidInput
 from tests.toy_training import SHORT, Net, given_images, same, student, task
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from importlib import import_module
 
 import pytest
 
@@ -48,11 +49,13 @@ def test_exporting_without_torch_says_what_to_install_and_exits_3() -> None:
     assert "pip install 'edgekit[onnx]'" in result.stdout
 
 
-def test_every_public_name_is_there_and_documented() -> None:
-    import edgekit
-
-    for name in edgekit.__all__:
-        assert name == "__version__" or getattr(edgekit, name).__doc__, name
+@pytest.mark.parametrize("package", ["edgekit", "edgekit.distill", "edgekit.npu"])
+def test_every_public_name_is_there_and_documented(package: str) -> None:
+    found = import_module(package)
+    for name in found.__all__:
+        first = getattr(found, name)
+        assert name == "__version__" or first.__doc__, name
+        assert getattr(found, name) is first, f"importing {package}.{name} put its module in the name's place"
 
 
 def test_a_wrong_public_name_is_an_attribute_error() -> None:

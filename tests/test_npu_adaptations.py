@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from edgekit.dataset import Dataset
-from edgekit.distill.fit_options import FitOptions
+from edgekit.distill.training.fit_options import FitOptions
 from edgekit.graph import capture, op_counts
 from edgekit.model import weights_sha256
 from edgekit.npu.adapting import adapt

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from edgekit import registry
 from edgekit.dataset import Dataset
-from edgekit.distill.fit_options import FitOptions
+from edgekit.distill.training.fit_options import FitOptions
 from edgekit.errors import InvalidInput, UnknownName
 from edgekit.graph import capture
 from edgekit.layered import layered

@@ -17,7 +17,7 @@ from edgekit.errors import InvalidInput, UnsupportedModel
 from edgekit.graph import capture
 from edgekit.layered import layered
 from edgekit.model import Model
-from edgekit.npu.audit import Audit, OpPlacement, audit, place_ops
+from edgekit.npu.auditing.audit import Audit, OpPlacement, audit, place_ops
 from edgekit.npu.rules import npu_ids, npu_rules
 from edgekit.profile import find_device
 from edgekit.source import load

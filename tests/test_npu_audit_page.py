@@ -10,13 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from page_reader import Reader
 
-from edgekit.npu.audit import Audit, OpPlacement
-from edgekit.npu.audit_map import COLOURS, MOST_MARKS, op_map, rows, verdict_bar
-from edgekit.npu.audit_page import audit_page
-from edgekit.npu.audit_tables import facts, groups, missing, range_table
-from edgekit.npu.noise import Sqnr
-from edgekit.npu.placement import Verdict
-from edgekit.npu.ranges import TensorRange
+from edgekit.npu.auditing.audit import Audit, OpPlacement
+from edgekit.npu.auditing.audit_map import COLOURS, MOST_MARKS, op_map, rows, verdict_bar
+from edgekit.npu.auditing.audit_page import audit_page
+from edgekit.npu.auditing.audit_tables import facts, groups, missing, range_table
+from edgekit.npu.auditing.placement import Verdict
+from edgekit.npu.numbers.noise import Sqnr
+from edgekit.npu.numbers.ranges import TensorRange
 from edgekit.npu.rules import npu_rules
 
 VERDICTS: tuple[Verdict, ...] = ("runs", "needs a rewrite", "falls back")

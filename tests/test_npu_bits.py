@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from edgekit.errors import InvalidInput, UnknownName
 from edgekit.model import Model
-from edgekit.npu.bits import Bits, choose_bits
-from edgekit.npu.quantsim import model_sqnr, simulate
-from edgekit.npu.scheme import scheme
+from edgekit.npu.numbers.bits import Bits, choose_bits
+from edgekit.npu.numbers.quantsim import model_sqnr, simulate
+from edgekit.npu.numbers.scheme import scheme
 from edgekit.processing import Arrays
 from edgekit.source import load
 

@@ -15,13 +15,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from edgekit.errors import InvalidInput, UnknownName
-from edgekit.npu._replay import Replay
-from edgekit.npu._rounding import channel_axes, rounded_nodes
-from edgekit.npu.moments import Moments
-from edgekit.npu.noise import Powers
-from edgekit.npu.quantsim import model_sqnr, simulate
-from edgekit.npu.ranges import TensorRange, tensor_ranges
-from edgekit.npu.scheme import SCHEMES, Grid, Scheme, activation_grid, rounded_weight, scheme
+from edgekit.npu.numbers._replay import Replay
+from edgekit.npu.numbers._rounding import channel_axes, rounded_nodes
+from edgekit.npu.numbers.moments import Moments
+from edgekit.npu.numbers.noise import Powers
+from edgekit.npu.numbers.quantsim import model_sqnr, simulate
+from edgekit.npu.numbers.ranges import TensorRange, tensor_ranges
+from edgekit.npu.numbers.scheme import SCHEMES, Grid, Scheme, activation_grid, rounded_weight, scheme
 from edgekit.processing import Arrays
 from edgekit.source import load
 

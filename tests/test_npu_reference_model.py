@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from edgekit.distill.pyramid import Pyramid
+from edgekit.distill.architecture.pyramid import Pyramid
 from edgekit.distill.scenes import scenes
 from edgekit.graph import capture, op_counts
 from edgekit.npu import reference_task

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from edgekit import registry
 from edgekit.errors import InvalidInput, UnknownName
+from edgekit.npu.auditing.placement import judge
 from edgekit.npu.measures import MEASURES, OpCall, Operand
-from edgekit.npu.placement import judge
 from edgekit.npu.rules import NpuRules, npu_ids, npu_rules, parse_rules, rules_of
 from edgekit.profile import find_device
 

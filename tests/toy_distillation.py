@@ -11,12 +11,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from edgekit.distill.boundary import Encoder
-from edgekit.distill.cache import Embeddings, embeddings
-from edgekit.distill.data import Images, from_samples
+from edgekit.distill.cutting.boundary import Encoder
+from edgekit.distill.cutting.site import Site
 from edgekit.distill.scenes import Scene, scenes
-from edgekit.distill.site import Site
 from edgekit.distill.toy_sam import pixel_values, toy_sam
+from edgekit.distill.training.cache import Embeddings, embeddings
+from edgekit.distill.training.data import Images, from_samples
 from edgekit.model import LoadOptions, Model, make_model
 from edgekit.source import load
 from edgekit.sources._segment_anything import load_segment_anything

@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from edgekit.distill.cache import Embeddings, embeddings
-from edgekit.distill.data import Images, from_samples
-from edgekit.distill.fit_options import FitOptions
+from edgekit.distill.training.cache import Embeddings, embeddings
+from edgekit.distill.training.data import Images, from_samples
+from edgekit.distill.training.fit_options import FitOptions
 
 SHORT = FitOptions(steps=60, batch=8, lr=1e-2, evaluations=6, patience=0, heldout_share=0.1)
 

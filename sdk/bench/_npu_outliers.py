@@ -19,11 +19,11 @@ from torch import Tensor, nn
 from edgekit.bench._npu_figure import Figure
 from edgekit.compression import Progress
 from edgekit.model import Model
-from edgekit.npu.quantsim import model_sqnr, simulate
-from edgekit.npu.ranges import tensor_ranges
+from edgekit.npu.numbers.quantsim import model_sqnr, simulate
+from edgekit.npu.numbers.ranges import tensor_ranges
+from edgekit.npu.numbers.scheme import scheme
 from edgekit.npu.rewriting import rewrite
 from edgekit.npu.rules import NpuRules
-from edgekit.npu.scheme import scheme
 from edgekit.processing import Arrays
 from edgekit.source import load
 

@@ -9,7 +9,7 @@ import torch
 from edgekit.bench._npu_figure import Figure
 from edgekit.compression import Progress
 from edgekit.npu import reference_task
-from edgekit.npu.audit import audit
+from edgekit.npu.auditing.audit import audit
 from edgekit.npu.gated_conv import GatedConv
 from edgekit.npu.reference_model import WIDTH, ReferenceModel
 from edgekit.profile import find_device

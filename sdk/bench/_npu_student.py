@@ -15,16 +15,16 @@ import numpy as np
 from edgekit.bench._npu_figure import Figure
 from edgekit.compression import Progress
 from edgekit.distill import DistillOptions, distill
-from edgekit.distill.fit_options import FitOptions
 from edgekit.distill.refine import RefineOptions
 from edgekit.distill.scenes import scenes, write_scenes
 from edgekit.distill.toy_sam import pixel_values, save_toy_sam, trained_toy_sam
+from edgekit.distill.training.fit_options import FitOptions
 from edgekit.drafting import ExportOptions
 from edgekit.errors import InvalidInput
 from edgekit.model import Model
 from edgekit.npu.integer.check import integer_check
-from edgekit.npu.quantsim import model_sqnr, simulate
-from edgekit.npu.scheme import scheme
+from edgekit.npu.numbers.quantsim import model_sqnr, simulate
+from edgekit.npu.numbers.scheme import scheme
 from edgekit.pipeline import export
 from edgekit.processing import Arrays
 from edgekit.profile import find_device

@@ -10,7 +10,7 @@ from edgekit.bench._npu_figure import Figure
 from edgekit.compression import Progress
 from edgekit.errors import ToolchainMissing
 from edgekit.model import Model
-from edgekit.npu.audit import Audit, audit
+from edgekit.npu.auditing.audit import Audit, audit
 from edgekit.npu.rewriting import rewrite
 from edgekit.npu.rules import rules_of
 from edgekit.profile import find_device

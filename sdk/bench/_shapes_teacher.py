@@ -22,9 +22,9 @@ from torch.nn import functional as F
 
 from edgekit.compression import Progress
 from edgekit.dataset import image_files
-from edgekit.distill.feeding import loaded_ahead
 from edgekit.distill.scenes import scenes, write_scenes
 from edgekit.distill.toy_sam import MEAN, STD, Prompt, drawn_prompt, mask_loss
+from edgekit.distill.training.feeding import loaded_ahead
 from edgekit.host import cores
 from edgekit.processing import ImagePreprocess, open_image
 from edgekit.quiet import quiet

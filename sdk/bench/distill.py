@@ -19,10 +19,10 @@ from edgekit.compression import Progress, silent
 from edgekit.distill.card import UNTRAINED, Card
 from edgekit.distill.decoupled import distill
 from edgekit.distill.distill_options import DistillOptions
-from edgekit.distill.fit_options import FitOptions
 from edgekit.distill.refine import RefineOptions
 from edgekit.distill.scenes import scenes, write_scenes
 from edgekit.distill.toy_sam import STEPS, save_toy_sam, trained_toy_sam
+from edgekit.distill.training.fit_options import FitOptions
 from edgekit.drafting import ExportOptions
 from edgekit.errors import InvalidInput
 from edgekit.host import host_state

@@ -21,18 +21,18 @@ from msgspec.structs import replace
 import edgekit
 from edgekit.bench._shapes_teacher import TeacherSize, Trained, save, train, untrained, write_data
 from edgekit.compression import Progress, silent
-from edgekit.distill.boundary import Encoder
-from edgekit.distill.cache import CacheCost, Embeddings, Store, embeddings
+from edgekit.distill.architecture.sizing import student
 from edgekit.distill.card import Card
-from edgekit.distill.data import Images, from_samples, open_images
+from edgekit.distill.cutting.boundary import Encoder
+from edgekit.distill.cutting.site import Site, find_site
 from edgekit.distill.decoupled import distill
 from edgekit.distill.distill_options import DistillOptions
-from edgekit.distill.fit_options import FitOptions, FitRecord
-from edgekit.distill.precision import TrainingPrecision
 from edgekit.distill.record import read_record
-from edgekit.distill.site import Site, find_site
-from edgekit.distill.sizing import student
-from edgekit.distill.trainer import fit
+from edgekit.distill.training.cache import CacheCost, Embeddings, Store, embeddings
+from edgekit.distill.training.data import Images, from_samples, open_images
+from edgekit.distill.training.fit_options import FitOptions, FitRecord
+from edgekit.distill.training.precision import TrainingPrecision
+from edgekit.distill.training.trainer import fit
 from edgekit.errors import EdgekitError, InvalidInput
 from edgekit.host import cores
 from edgekit.model import Model

@@ -16,7 +16,7 @@ from edgekit.cli.output import progress, say, show_json, show_table
 from edgekit.errors import InvalidInput
 
 if TYPE_CHECKING:
-    from edgekit.distill.site import Site
+    from edgekit.distill.cutting.site import Site
     from edgekit.preflight import Analysis
 
 SHOWN_REFUSED = 5  # lines
@@ -152,7 +152,7 @@ def analyze(
 def _sites(
     model: str, inputs: Sequence[str], dynamic: Sequence[str], trust_remote_code: bool, quiet: bool
 ) -> tuple[Site, ...]:
-    from edgekit.distill.site import sites
+    from edgekit.distill.cutting.site import sites
     from edgekit.source import load
 
     with progress(quiet) as step:

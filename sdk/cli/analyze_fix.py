@@ -13,7 +13,7 @@ from edgekit.errors import InvalidInput
 
 if TYPE_CHECKING:
     from edgekit.npu.adapting import AdaptationRecord
-    from edgekit.npu.audit import Audit
+    from edgekit.npu.auditing.audit import Audit
     from edgekit.npu.fixing import Fixed
     from edgekit.npu.rewriting import RewriteRecord
 

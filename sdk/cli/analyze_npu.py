@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, cast
 from edgekit.cli.output import check_file, progress, save_text, say, show_json, show_pairs, show_table
 
 if TYPE_CHECKING:
-    from edgekit.npu.audit import Audit
-    from edgekit.npu.audit_tables import Group
+    from edgekit.npu.auditing.audit import Audit
+    from edgekit.npu.auditing.audit_tables import Group
     from edgekit.types import DType
 
 MOST_GROUPS, MOST_PLACES, MOST_TENSORS = 12, 3, 10
@@ -35,9 +35,9 @@ def analyze_npu(
 ) -> int:
     """Audit, show, and save the page. Returns 1 where the coverage or the SQNR is below the least asked for."""
     from edgekit.dataset import load_dataset
-    from edgekit.npu.audit import audit
-    from edgekit.npu.audit_page import audit_page
-    from edgekit.npu.audit_tables import bits_said, missing
+    from edgekit.npu.auditing.audit import audit
+    from edgekit.npu.auditing.audit_page import audit_page
+    from edgekit.npu.auditing.audit_tables import bits_said, missing
     from edgekit.npu.rules import rules_of
     from edgekit.profile import find_device
     from edgekit.source import load
@@ -71,7 +71,7 @@ def analyze_npu(
 
 
 def _show(found: Audit, every: bool) -> None:
-    from edgekit.npu.audit_tables import bits_said, bits_table, facts, groups, range_table
+    from edgekit.npu.auditing.audit_tables import bits_said, bits_table, facts, groups, range_table
 
     say(f"{found.model} on {found.npu} of {found.device}")
     show_pairs(facts(found))

@@ -60,11 +60,11 @@ def distill(
     Nothing else of the model changes. The folder is a model like any other: export it. A run that was stopped goes on
     with the same command.
     """
+    from edgekit.distill.architecture.own_student import is_own
     from edgekit.distill.decoupled import distill as distill_model
     from edgekit.distill.distill_options import DistillOptions
-    from edgekit.distill.fit_options import FitOptions
-    from edgekit.distill.own_student import is_own
     from edgekit.distill.refine import RefineOptions
+    from edgekit.distill.training.fit_options import FitOptions
     from edgekit.source import load
     from edgekit.sources.distilled import RUNS_CODE
 

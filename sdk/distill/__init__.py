@@ -13,28 +13,28 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from edgekit.distill.architecture.sizing import student as student
     from edgekit.distill.card_page import card_table as card_table
+    from edgekit.distill.cutting.site import find_site as find_site
+    from edgekit.distill.cutting.site import sites as sites
+    from edgekit.distill.cutting.splicing import splice as splice
     from edgekit.distill.decoupled import distill as distill
     from edgekit.distill.distill_options import DistillOptions as DistillOptions
-    from edgekit.distill.fit_options import FitOptions as FitOptions
     from edgekit.distill.refine import RefineOptions as RefineOptions
     from edgekit.distill.restoring import restore as restore
-    from edgekit.distill.site import find_site as find_site
-    from edgekit.distill.site import sites as sites
-    from edgekit.distill.sizing import student as student
-    from edgekit.distill.splicing import splice as splice
+    from edgekit.distill.training.fit_options import FitOptions as FitOptions
 
 _HOME = {
     "DistillOptions": "distill_options",
-    "FitOptions": "fit_options",
+    "FitOptions": "training.fit_options",
     "RefineOptions": "refine",
     "card_table": "card_page",
     "distill": "decoupled",
-    "find_site": "site",
+    "find_site": "cutting.site",
     "restore": "restoring",
-    "sites": "site",
-    "splice": "splicing",
-    "student": "sizing",
+    "sites": "cutting.site",
+    "splice": "cutting.splicing",
+    "student": "architecture.sizing",
 }
 __all__ = sorted(_HOME)
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import msgspec
 
-from edgekit.distill.site import Site
+from edgekit.distill.cutting.site import Site
 from edgekit.errors import GateMissed
 from edgekit.intervals import Interval
 from edgekit.types import Value

@@ -19,24 +19,24 @@ from torch import Tensor, nn
 
 from edgekit.compression import Progress, silent
 from edgekit.dataset import image_files
-from edgekit.distill.boundary import Encoder
-from edgekit.distill.cache import Embeddings, Store, embeddings
+from edgekit.distill.architecture.own_student import is_own, own_student
+from edgekit.distill.architecture.sizing import StudentRecord, student
 from edgekit.distill.card import MORE_OF_STAGE_1, STAGE_1, Card
 from edgekit.distill.card_page import card_page
-from edgekit.distill.checkpoint import FILE as CHECKPOINT
-from edgekit.distill.data import Images, open_images
+from edgekit.distill.cutting.boundary import Encoder
+from edgekit.distill.cutting.division import divided, reaching
+from edgekit.distill.cutting.site import Site, find_site
+from edgekit.distill.cutting.splicing import outside_sha256, splice
 from edgekit.distill.distill_options import DistillOptions
-from edgekit.distill.division import divided, reaching
-from edgekit.distill.fit_options import FitRecord
-from edgekit.distill.own_student import is_own, own_student
-from edgekit.distill.parallel import Processes, processes
 from edgekit.distill.record import CARD, PAGE, WEIGHTS, Distilled, write_weights
 from edgekit.distill.refine import RefineRecord, refine
-from edgekit.distill.site import Site, find_site
-from edgekit.distill.sizing import StudentRecord, student
-from edgekit.distill.splicing import outside_sha256, splice
 from edgekit.distill.task import Task, open_task
-from edgekit.distill.trainer import fit
+from edgekit.distill.training.cache import Embeddings, Store, embeddings
+from edgekit.distill.training.checkpoint import FILE as CHECKPOINT
+from edgekit.distill.training.data import Images, open_images
+from edgekit.distill.training.fit_options import FitRecord
+from edgekit.distill.training.parallel import Processes, processes
+from edgekit.distill.training.trainer import fit
 from edgekit.distill.verification import check_teacher, verify_student
 from edgekit.errors import InvalidInput
 from edgekit.folder import check_free, put_in_place, write_errors

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 
-from edgekit.distill.fit_options import FitOptions
-from edgekit.distill.own_student import is_own
+from edgekit.distill.architecture.own_student import is_own
 from edgekit.distill.refine import RefineOptions
+from edgekit.distill.training.fit_options import FitOptions
 from edgekit.errors import InvalidInput
 from edgekit.types import Value
 

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from edgekit.distill.cache import Embeddings
-from edgekit.distill.losses import as_places, valid_places
+from edgekit.distill.training.cache import Embeddings
+from edgekit.distill.training.losses import as_places, valid_places
 
 
 @dataclass(frozen=True, eq=False)

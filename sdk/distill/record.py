@@ -14,11 +14,11 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from edgekit.distill.architecture.sizing import StudentRecord
+from edgekit.distill.cutting.site import Site
 from edgekit.distill.distill_options import DistillOptions
-from edgekit.distill.fit_options import FitRecord
 from edgekit.distill.refine import RefineRecord
-from edgekit.distill.site import Site
-from edgekit.distill.sizing import StudentRecord
+from edgekit.distill.training.fit_options import FitRecord
 from edgekit.errors import CorruptWeights, InvalidInput, ToolchainMissing
 from edgekit.folder import read_value
 from edgekit.source import DISTILLED

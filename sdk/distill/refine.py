@@ -17,15 +17,15 @@ import torch
 from torch import Tensor, nn
 
 from edgekit.compression import Progress, silent
-from edgekit.distill.boundary import outputs_of
-from edgekit.distill.cache import Embeddings
-from edgekit.distill.data import Images
-from edgekit.distill.losses import loss as embedding_loss
-from edgekit.distill.rest import Rest
-from edgekit.distill.schedule import batch_numbers, learning_rate, parameter_groups
-from edgekit.distill.site import Site
-from edgekit.distill.splicing import outside_sha256
+from edgekit.distill.cutting.boundary import outputs_of
+from edgekit.distill.cutting.rest import Rest
+from edgekit.distill.cutting.site import Site
+from edgekit.distill.cutting.splicing import outside_sha256
 from edgekit.distill.task import Prompt, Task
+from edgekit.distill.training.cache import Embeddings
+from edgekit.distill.training.data import Images
+from edgekit.distill.training.losses import loss as embedding_loss
+from edgekit.distill.training.schedule import batch_numbers, learning_rate, parameter_groups
 from edgekit.errors import InvalidInput
 from edgekit.model import Model
 from edgekit.types import Value

@@ -12,8 +12,6 @@ import torch
 from torch import Tensor, nn
 
 from edgekit.compression import Progress, silent
-from edgekit.distill.boundary import outputs_of
-from edgekit.distill.cache import Embeddings
 from edgekit.distill.card import (
     MEAN_EMBEDDING,
     MORE_OF_STAGE_1,
@@ -25,11 +23,13 @@ from edgekit.distill.card import (
     Figures,
     card_of,
 )
-from edgekit.distill.data import Images
+from edgekit.distill.cutting.boundary import outputs_of
+from edgekit.distill.cutting.rest import Rest
+from edgekit.distill.cutting.site import Site
 from edgekit.distill.fidelity import Errors, Moments, constant, errors, moments, r2, summed
-from edgekit.distill.rest import Rest
-from edgekit.distill.site import Site
 from edgekit.distill.task import Task
+from edgekit.distill.training.cache import Embeddings
+from edgekit.distill.training.data import Images
 from edgekit.errors import InvalidInput, UnsupportedModel
 from edgekit.intervals import Interval, student_quantile
 from edgekit.model import Model

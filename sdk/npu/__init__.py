@@ -11,31 +11,31 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from edgekit.npu.adapting import adapt as adapt
-    from edgekit.npu.audit import Audit as Audit
-    from edgekit.npu.audit import audit as audit
-    from edgekit.npu.bits import choose_bits as choose_bits
+    from edgekit.npu.auditing.audit import Audit as Audit
+    from edgekit.npu.auditing.audit import audit as audit
     from edgekit.npu.gated_conv import GatedConv as GatedConv
     from edgekit.npu.gated_conv import replace_attention as replace_attention
-    from edgekit.npu.quantsim import model_sqnr as model_sqnr
-    from edgekit.npu.quantsim import simulate as simulate
-    from edgekit.npu.ranges import tensor_ranges as tensor_ranges
+    from edgekit.npu.numbers.bits import choose_bits as choose_bits
+    from edgekit.npu.numbers.quantsim import model_sqnr as model_sqnr
+    from edgekit.npu.numbers.quantsim import simulate as simulate
+    from edgekit.npu.numbers.ranges import tensor_ranges as tensor_ranges
     from edgekit.npu.rewriting import rewrite as rewrite
     from edgekit.npu.rules import npu_rules as npu_rules
     from edgekit.npu.rules import rules_of as rules_of
 
 _HOME = {
-    "Audit": "audit",
+    "Audit": "auditing.audit",
     "GatedConv": "gated_conv",
     "adapt": "adapting",
-    "audit": "audit",
-    "choose_bits": "bits",
-    "model_sqnr": "quantsim",
+    "audit": "auditing.audit",
+    "choose_bits": "numbers.bits",
+    "model_sqnr": "numbers.quantsim",
     "npu_rules": "rules",
     "replace_attention": "gated_conv",
     "rewrite": "rewriting",
     "rules_of": "rules",
-    "simulate": "quantsim",
-    "tensor_ranges": "ranges",
+    "simulate": "numbers.quantsim",
+    "tensor_ranges": "numbers.ranges",
 }
 __all__ = sorted(_HOME)
 

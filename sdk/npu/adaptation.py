@@ -15,7 +15,7 @@ from torch.fx import Node
 from edgekit import registry
 from edgekit.errors import unknown_name
 from edgekit.layered import LayeredModule
-from edgekit.npu.placement import FINITE_INPUT_MASKS
+from edgekit.npu.auditing.placement import FINITE_INPUT_MASKS
 from edgekit.npu.rules import NpuRules
 
 ADAPTATIONS = "edgekit.npu.adaptations"

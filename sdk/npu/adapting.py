@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from edgekit.compression import Progress, silent
 from edgekit.dataset import Dataset
-from edgekit.distill.fit_options import FitOptions
+from edgekit.distill.training.fit_options import FitOptions
 from edgekit.errors import InvalidInput
 from edgekit.graph import capture, place_of
 from edgekit.layered import LayeredModule, copied, layered

@@ -15,8 +15,8 @@ from edgekit.errors import InvalidInput
 from edgekit.folder import building, check_free
 from edgekit.model import Model
 from edgekit.npu.adapting import AdaptationRecord, adapt, check
-from edgekit.npu.audit import Audit, audit
-from edgekit.npu.audit_page import audit_page
+from edgekit.npu.auditing.audit import Audit, audit
+from edgekit.npu.auditing.audit_page import audit_page
 from edgekit.npu.folder import write_rewritten
 from edgekit.npu.rewriting import RewriteRecord, rewrite
 from edgekit.npu.rules import rules_of

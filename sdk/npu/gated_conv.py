@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils import _pytree as pytree
 
-from edgekit.distill.call import by_name, positions
+from edgekit.distill.cutting.call import by_name, positions
 from edgekit.errors import InvalidInput, UnsupportedModel, unknown_name
 
 KERNEL = 3  # tokens that a token sees, itself included; `conv_L_cache` of LFM2

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from edgekit.npu.far_numbers import FarNumber
+    from edgekit.npu.auditing.far_numbers import FarNumber
 
 Measure = Callable[["OpCall"], float | None]
 

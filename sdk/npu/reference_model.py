@@ -10,8 +10,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from edgekit.distill.geometry import Geometry, Level, Step
-from edgekit.distill.pyramid import Design, Head, Pyramid
+from edgekit.distill.architecture.geometry import Geometry, Level, Step
+from edgekit.distill.architecture.pyramid import Design, Head, Pyramid
 from edgekit.distill.scenes import SIDE
 from edgekit.distill.students import npu_conv
 from edgekit.npu.gated_conv import GatedConv

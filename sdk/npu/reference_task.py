@@ -17,7 +17,7 @@ from torch.nn import functional
 from edgekit.compression import Progress, silent
 from edgekit.dataset import Dataset
 from edgekit.distill.scenes import SIDE, Scene, scenes
-from edgekit.distill.schedule import batch_numbers, learning_rate, parameter_groups
+from edgekit.distill.training.schedule import batch_numbers, learning_rate, parameter_groups
 from edgekit.npu.reference_model import LENGTH, WORDS, ReferenceModel
 
 STEPS, BATCH, LEARNING_RATE, WEIGHT_DECAY, WARMUP = 900, 32, 4e-3, 0.01, 0.1

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from edgekit.compression import Progress
-from edgekit.distill.cache import embeddings
-from edgekit.distill.data import from_samples
-from edgekit.distill.fit_options import FitOptions
-from edgekit.distill.trainer import fit as train
+from edgekit.distill.training.cache import embeddings
+from edgekit.distill.training.data import from_samples
+from edgekit.distill.training.fit_options import FitOptions
+from edgekit.distill.training.trainer import fit as train
 from edgekit.model import weights_sha256
 from edgekit.npu.blocks import Block
 from edgekit.parity import sqnr_db

@@ -8,12 +8,12 @@ from pathlib import Path
 from torch import nn
 
 from edgekit import registry
-from edgekit.distill.layers import fused
-from edgekit.distill.own_student import FACTORY, build
+from edgekit.distill.architecture.layers import fused
+from edgekit.distill.architecture.own_student import FACTORY, build
+from edgekit.distill.architecture.sizing import rebuild
+from edgekit.distill.cutting.site import Site
+from edgekit.distill.cutting.splicing import Adapter, splice
 from edgekit.distill.record import WEIGHTS, Distilled, read_record, read_weights
-from edgekit.distill.site import Site
-from edgekit.distill.sizing import rebuild
-from edgekit.distill.splicing import Adapter, splice
 from edgekit.errors import CorruptWeights, EdgekitError, InvalidInput
 from edgekit.model import Loaded, LoadOptions, Model, make_model, weights_sha256
 from edgekit.sources import huggingface

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from edgekit.distill import layers
-from edgekit.distill.geometry import Size
-from edgekit.distill.layers import ConvNorm, multiple_of
-from edgekit.distill.pyramid import Design
+from edgekit.distill.architecture import layers
+from edgekit.distill.architecture.geometry import Size
+from edgekit.distill.architecture.layers import ConvNorm, multiple_of
+from edgekit.distill.architecture.pyramid import Design
 
 MULTIPLE = 8
 RATIOS = (1.5, 6.0)

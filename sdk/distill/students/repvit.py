@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from edgekit.distill import layers
-from edgekit.distill.geometry import Size
-from edgekit.distill.layers import ConvNorm, multiple_of
-from edgekit.distill.pyramid import Design
+from edgekit.distill.architecture import layers
+from edgekit.distill.architecture.geometry import Size
+from edgekit.distill.architecture.layers import ConvNorm, multiple_of
+from edgekit.distill.architecture.pyramid import Design
 
 MULTIPLE = 8
 RATIOS = (1.0, 6.0)

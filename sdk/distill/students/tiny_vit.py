@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from edgekit.distill import layers
-from edgekit.distill.geometry import Size
-from edgekit.distill.layers import ConvNorm, multiple_of
-from edgekit.distill.pyramid import Design
+from edgekit.distill.architecture import layers
+from edgekit.distill.architecture.geometry import Size
+from edgekit.distill.architecture.layers import ConvNorm, multiple_of
+from edgekit.distill.architecture.pyramid import Design
 
 MULTIPLE = 8
 HEAD = 16  # channels of a head, or half as many where they do not divide the width

@@ -21,9 +21,9 @@ from torch.fx.node import map_arg
 
 from edgekit.cost.kernels import op_name
 from edgekit.layered import LayeredModule, shape_of, stored
+from edgekit.npu.auditing.far_numbers import FAR, FILLS, MOVES
 from edgekit.npu.channel_maps import named
 from edgekit.npu.channels import argument
-from edgekit.npu.far_numbers import FAR, FILLS, MOVES
 from edgekit.npu.rewrites._examples import seeded, size
 from edgekit.npu.rewriting import Example, Outcome, done, skipped
 

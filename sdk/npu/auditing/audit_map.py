@@ -6,9 +6,9 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from itertools import groupby, takewhile
 
-from edgekit.npu.audit import OpPlacement
-from edgekit.npu.audit_tables import place
-from edgekit.npu.placement import Verdict
+from edgekit.npu.auditing.audit import OpPlacement
+from edgekit.npu.auditing.audit_tables import place
+from edgekit.npu.auditing.placement import Verdict
 from edgekit.page.axes import WIDTH
 from edgekit.page.charts import drawing
 from edgekit.page.markup import NOTHING, Html, escape, join, tag

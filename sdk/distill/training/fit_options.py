@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from typing import Literal, get_args
 
-from edgekit.distill.losses import LOSSES
-from edgekit.distill.precision import TrainingPrecision
+from edgekit.distill.training.losses import LOSSES
+from edgekit.distill.training.precision import TrainingPrecision
 from edgekit.errors import InvalidInput, unknown_name
 from edgekit.types import Value
 

@@ -15,16 +15,16 @@ from torch.func import functional_call
 from torch.nn.parallel import DistributedDataParallel
 
 from edgekit.compression import Progress
-from edgekit.distill._synced_batch_norm import synced
-from edgekit.distill.cache import Embeddings
-from edgekit.distill.checkpoint import Checkpoint
-from edgekit.distill.data import Images
-from edgekit.distill.feeding import loaded_ahead
-from edgekit.distill.fit_options import FitOptions, FitRecord
-from edgekit.distill.losses import channel_scales, loss
-from edgekit.distill.parallel import Processes
-from edgekit.distill.precision import autocast
-from edgekit.distill.schedule import average_share, batch_numbers, learning_rate, parameter_groups, split
+from edgekit.distill.training._synced_batch_norm import synced
+from edgekit.distill.training.cache import Embeddings
+from edgekit.distill.training.checkpoint import Checkpoint
+from edgekit.distill.training.data import Images
+from edgekit.distill.training.feeding import loaded_ahead
+from edgekit.distill.training.fit_options import FitOptions, FitRecord
+from edgekit.distill.training.losses import channel_scales, loss
+from edgekit.distill.training.parallel import Processes
+from edgekit.distill.training.precision import autocast
+from edgekit.distill.training.schedule import average_share, batch_numbers, learning_rate, parameter_groups, split
 from edgekit.errors import InvalidInput
 
 LOOK_EVERY = 10  # steps on a GPU between looks at whether all is finite: each makes it wait

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from edgekit import registry
-from edgekit.distill.geometry import Form, Geometry, Level, geometry
-from edgekit.distill.layers import multiple_of
-from edgekit.distill.pyramid import Design, Head, Parts, Pyramid
-from edgekit.distill.site import Site
+from edgekit.distill.architecture.geometry import Form, Geometry, Level, geometry
+from edgekit.distill.architecture.layers import multiple_of
+from edgekit.distill.architecture.pyramid import Design, Head, Parts, Pyramid
+from edgekit.distill.cutting.site import Site
 from edgekit.errors import InvalidInput, unknown_name
 from edgekit.types import ModelSource, Value
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from edgekit.npu.audit import Audit
-from edgekit.npu.audit_map import op_map, verdict_bar
-from edgekit.npu.audit_tables import Group, bits_said, bits_table, facts, groups, place, range_table
-from edgekit.npu.placement import Verdict
+from edgekit.npu.auditing.audit import Audit
+from edgekit.npu.auditing.audit_map import op_map, verdict_bar
+from edgekit.npu.auditing.audit_tables import Group, bits_said, bits_table, facts, groups, place, range_table
+from edgekit.npu.auditing.placement import Verdict
 from edgekit.npu.rules import NpuRules
 from edgekit.page.document import document, section
 from edgekit.page.markup import NOTHING, Html, bullets, folded, pairs, table, tag

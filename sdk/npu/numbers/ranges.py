@@ -17,11 +17,11 @@ from torch.fx import Node, map_arg
 from edgekit.graph import module_path, source_line
 from edgekit.layered import LayeredModule
 from edgekit.model import Model
-from edgekit.npu._replay import Replay, Watched
-from edgekit.npu._rounding import FUSED, channel_axes, rounded_nodes
-from edgekit.npu.noise import Powers, Sqnr
-from edgekit.npu.quantsim import observe, rounded_weights, tensors
-from edgekit.npu.scheme import SCHEMES, Grid, Scheme, activation_grid, scheme
+from edgekit.npu.numbers._replay import Replay, Watched
+from edgekit.npu.numbers._rounding import FUSED, channel_axes, rounded_nodes
+from edgekit.npu.numbers.noise import Powers, Sqnr
+from edgekit.npu.numbers.quantsim import observe, rounded_weights, tensors
+from edgekit.npu.numbers.scheme import SCHEMES, Grid, Scheme, activation_grid, scheme
 from edgekit.processing import Arrays
 from edgekit.types import Value
 

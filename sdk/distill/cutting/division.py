@@ -9,9 +9,9 @@ from dataclasses import replace
 
 import torch
 
-from edgekit.distill.boundary import site_feeds
-from edgekit.distill.data import Images
-from edgekit.distill.site import Site
+from edgekit.distill.cutting.boundary import site_feeds
+from edgekit.distill.cutting.site import Site
+from edgekit.distill.training.data import Images
 from edgekit.errors import InvalidInput
 from edgekit.model import Model
 from edgekit.processing import Array, Arrays

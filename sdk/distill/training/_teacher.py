@@ -9,7 +9,7 @@ from functools import cached_property
 import torch
 from torch import Tensor, nn
 
-from edgekit.distill.precision import TrainingPrecision, autocast
+from edgekit.distill.training.precision import TrainingPrecision, autocast
 
 HALF_ERROR = 1e-3  # relative RMS: rounding to fp16 takes 3e-4, unless values leave its range
 

@@ -8,8 +8,8 @@ import msgspec
 import torch
 from torch import Tensor, nn
 
-from edgekit.distill.geometry import Geometry, Level, Size
-from edgekit.distill.layers import resized
+from edgekit.distill.architecture.geometry import Geometry, Level, Size
+from edgekit.distill.architecture.layers import resized
 from edgekit.types import Value
 
 Channels = Annotated[int, msgspec.Meta(ge=1, le=16384)]

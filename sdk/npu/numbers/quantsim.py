@@ -1,7 +1,7 @@
 """A model in the integers of a scheme, simulated in float: what rounding weights and activations does to its answers.
 
 Every tensor that a quantised runtime writes is rounded to a grid whose range is that of the samples; every matrix and
-kernel to a grid for each output channel (`edgekit.npu.scheme`). Sums are exact, as in accumulators of 32 or more bits.
+kernel to a grid for each output channel (`numbers.scheme`). Sums are exact, as in accumulators of 32 or more bits.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from torch.fx import Node
 from edgekit.errors import InvalidInput
 from edgekit.layered import LayeredModule
 from edgekit.model import Model, name_outputs
-from edgekit.npu._replay import Replay
-from edgekit.npu._rounding import FUSED, rounded_nodes, weight_axes
-from edgekit.npu.moments import Moments
-from edgekit.npu.noise import Powers
-from edgekit.npu.scheme import Grid, Scheme, activation_grid, rounded_weight
+from edgekit.npu.numbers._replay import Replay
+from edgekit.npu.numbers._rounding import FUSED, rounded_nodes, weight_axes
+from edgekit.npu.numbers.moments import Moments
+from edgekit.npu.numbers.noise import Powers
+from edgekit.npu.numbers.scheme import Grid, Scheme, activation_grid, rounded_weight
 from edgekit.processing import Arrays
 from edgekit.types import Value
 

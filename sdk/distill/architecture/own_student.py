@@ -9,10 +9,10 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from edgekit.distill.boundary import check_student, site_feeds
-from edgekit.distill.schedule import trained
-from edgekit.distill.site import Site
-from edgekit.distill.sizing import StudentRecord
+from edgekit.distill.architecture.sizing import StudentRecord
+from edgekit.distill.cutting.boundary import check_student, site_feeds
+from edgekit.distill.cutting.site import Site
+from edgekit.distill.training.schedule import trained
 from edgekit.errors import InvalidInput, UnsupportedModel
 from edgekit.model import Model
 from edgekit.sources.python import call_factory

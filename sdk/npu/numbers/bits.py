@@ -18,12 +18,12 @@ from edgekit.compression import Progress, silent
 from edgekit.errors import InvalidInput
 from edgekit.layered import LayeredModule
 from edgekit.model import Model
-from edgekit.npu._replay import Replay
-from edgekit.npu._rounding import FUSED, rounded_nodes, weight_axes
-from edgekit.npu.moments import Moments
-from edgekit.npu.quantsim import Simulated, answers, observe, rounded_weights, sqnr_to
-from edgekit.npu.ranges import tensor_names
-from edgekit.npu.scheme import Scheme, activation_grid, scheme
+from edgekit.npu.numbers._replay import Replay
+from edgekit.npu.numbers._rounding import FUSED, rounded_nodes, weight_axes
+from edgekit.npu.numbers.moments import Moments
+from edgekit.npu.numbers.quantsim import Simulated, answers, observe, rounded_weights, sqnr_to
+from edgekit.npu.numbers.ranges import tensor_names
+from edgekit.npu.numbers.scheme import Scheme, activation_grid, scheme
 from edgekit.processing import Arrays
 from edgekit.types import Value
 

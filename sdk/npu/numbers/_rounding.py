@@ -10,7 +10,7 @@ import torch
 from torch.fx import Node
 
 from edgekit.cost.kernels import FREE, LAYOUT, NORMS, PRODUCT_SHAPES
-from edgekit.npu._replay import Replay
+from edgekit.npu.numbers._replay import Replay
 
 # What every integer kernel computes before it rounds: bounds, and norms that are folded into the weights.
 FUSED = frozenset({"relu", "relu_", "relu6", "relu6_", "clamp", "clamp_", "hardtanh", "hardtanh_"}) | NORMS

@@ -10,7 +10,7 @@ from torch.fx import Node
 
 from edgekit.cost.kernels import CONVOLUTIONS, TRANSPOSED, is_product, made, op_name
 from edgekit.graph import hinted
-from edgekit.npu.far_numbers import FarNumber
+from edgekit.npu.auditing.far_numbers import FarNumber
 from edgekit.npu.measures import OpCall, Operand
 
 IMAGE_MAKERS = CONVOLUTIONS | TRANSPOSED | {

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from edgekit.distill.call import by_name, positions
-from edgekit.distill.site import Site
+from edgekit.distill.cutting.call import by_name, positions
+from edgekit.distill.cutting.site import Site
 from edgekit.errors import InvalidInput
 from edgekit.model import Model, name_outputs
 

@@ -15,13 +15,13 @@ from edgekit.cost.kernels import NOTHING, PRODUCTS, VIEWS, kernel_of, live_nodes
 from edgekit.errors import InvalidInput
 from edgekit.exporting import OWN_NAMESPACES
 from edgekit.graph import capture, module_path, source_line
-from edgekit.npu.bits import Bits, choose_bits
-from edgekit.npu.far_numbers import FarNumber, far_numbers, met_by
+from edgekit.npu.auditing.far_numbers import FarNumber, far_numbers, met_by
+from edgekit.npu.auditing.op_calls import call_of, plain_name
+from edgekit.npu.auditing.placement import FLOATS, Judgement, judge
+from edgekit.npu.auditing.placement import Verdict as Verdict
 from edgekit.npu.measures import OpCall, order
-from edgekit.npu.op_calls import call_of, plain_name
-from edgekit.npu.placement import FLOATS, Judgement, judge
-from edgekit.npu.placement import Verdict as Verdict
-from edgekit.npu.ranges import TensorRange, tensor_ranges
+from edgekit.npu.numbers.bits import Bits, choose_bits
+from edgekit.npu.numbers.ranges import TensorRange, tensor_ranges
 from edgekit.npu.rules import NpuRules, npu_ids, npu_rules, rules_of
 from edgekit.parity import EXACT_DB
 from edgekit.types import DType, Value

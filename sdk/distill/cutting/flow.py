@@ -18,7 +18,7 @@ from torch.fx import Node
 
 from edgekit.compression import is_below
 from edgekit.cost.kernels import op_name
-from edgekit.distill.call import Constant, by_name, positions, why_not_again, with_tensors, without_tensors
+from edgekit.distill.cutting.call import Constant, by_name, positions, why_not_again, with_tensors, without_tensors
 from edgekit.errors import UnsupportedModel
 from edgekit.graph import capture, module_path, place_of
 from edgekit.model import Model

@@ -14,12 +14,12 @@ import torch
 from torch import nn
 
 from edgekit.compression import Progress, silent
-from edgekit.distill._training import Training
-from edgekit.distill.cache import Embeddings
-from edgekit.distill.checkpoint import Checkpoint
-from edgekit.distill.data import Images
-from edgekit.distill.fit_options import FitOptions, FitRecord
-from edgekit.distill.parallel import processes
+from edgekit.distill.training.cache import Embeddings
+from edgekit.distill.training.checkpoint import Checkpoint
+from edgekit.distill.training.data import Images
+from edgekit.distill.training.fit_options import FitOptions, FitRecord
+from edgekit.distill.training.loop import Training
+from edgekit.distill.training.parallel import processes
 from edgekit.errors import InvalidInput
 from edgekit.interrupts import stoppable
 from edgekit.model import weights_sha256

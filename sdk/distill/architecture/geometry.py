@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Literal
 
-from edgekit.distill.site import Site
+from edgekit.distill.cutting.site import Site
 from edgekit.errors import InvalidInput
 from edgekit.types import DType, TensorSpec, Value
 

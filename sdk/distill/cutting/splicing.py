@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from edgekit.distill.boundary import check_student, outputs_of, site_feeds
-from edgekit.distill.call import by_name, positions, with_tensors, without_tensors
-from edgekit.distill.site import Site
+from edgekit.distill.cutting.boundary import check_student, outputs_of, site_feeds
+from edgekit.distill.cutting.call import by_name, positions, with_tensors, without_tensors
+from edgekit.distill.cutting.site import Site
 from edgekit.errors import InvalidInput
 from edgekit.model import Model, weights_sha256
 

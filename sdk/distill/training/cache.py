@@ -17,12 +17,12 @@ import torch
 from torch import Tensor, nn
 
 from edgekit.compression import Progress, silent
-from edgekit.distill._shards import Shards, outputs_bytes, read_tensor
-from edgekit.distill._teacher import Kept, Teacher
-from edgekit.distill.data import Images
-from edgekit.distill.feeding import loaded_ahead
-from edgekit.distill.parallel import Processes, processes
-from edgekit.distill.precision import TrainingPrecision
+from edgekit.distill.training._shards import Shards, outputs_bytes, read_tensor
+from edgekit.distill.training._teacher import Kept, Teacher
+from edgekit.distill.training.data import Images
+from edgekit.distill.training.feeding import loaded_ahead
+from edgekit.distill.training.parallel import Processes, processes
+from edgekit.distill.training.precision import TrainingPrecision
 from edgekit.errors import InvalidInput, UnsupportedModel
 from edgekit.host import available_memory_bytes
 from edgekit.types import Value

@@ -6,10 +6,10 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 
-from edgekit.npu.audit import Audit, OpPlacement
-from edgekit.npu.bits import Bits
-from edgekit.npu.placement import Verdict
-from edgekit.npu.ranges import TensorRange
+from edgekit.npu.auditing.audit import Audit, OpPlacement
+from edgekit.npu.auditing.placement import Verdict
+from edgekit.npu.numbers.bits import Bits
+from edgekit.npu.numbers.ranges import TensorRange
 from edgekit.types import Value
 
 WORST_FIRST: tuple[Verdict, ...] = ("falls back", "needs a rewrite", "runs")

@@ -7,9 +7,9 @@ from collections.abc import Collection, Mapping
 import torch
 from torch import Tensor
 
-from edgekit.distill.call import Given
-from edgekit.distill.site import Site
-from edgekit.distill.splicing import splice
+from edgekit.distill.cutting.call import Given
+from edgekit.distill.cutting.site import Site
+from edgekit.distill.cutting.splicing import splice
 from edgekit.model import Model, name_outputs
 from edgekit.types import TensorSpec
 

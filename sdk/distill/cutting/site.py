@@ -13,8 +13,8 @@ from torch import nn
 
 from edgekit.compression import is_below
 from edgekit.cost.kernels import PRODUCTS, work
-from edgekit.distill.call import Constant
-from edgekit.distill.flow import Calls, Flow, trace
+from edgekit.distill.cutting.call import Constant
+from edgekit.distill.cutting.flow import Calls, Flow, trace
 from edgekit.errors import InvalidInput, unknown_name
 from edgekit.model import Model
 from edgekit.types import TensorSpec, Value
