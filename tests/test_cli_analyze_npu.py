@@ -27,6 +27,8 @@ def test_the_screen_shows_coverage_and_where_the_rest_stands(capfd: pytest.Captu
     assert "coverage" in out
     assert "table estimate" in out
     assert "(models.py:" in out
+    assert "fix: linear_to_conv (--fix)\n" in out
+    assert "fix: attention_to_gated_conv (--fix --allow attention_to_gated_conv)\n" in out
 
 
 def test_every_lists_what_runs_too(capfd: pytest.CaptureFixture[str]) -> None:

@@ -105,4 +105,4 @@ def _show_group(group: Group, every: bool) -> None:
     if not every and len(places) > MOST_PLACES:
         say(f"    and {len(places) - MOST_PLACES} more places")
     if group.fix:
-        say(f"    fix: {group.fix}")
+        say(f"    fix: {group.remedy}")

@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     from edgekit.model import Model
     from edgekit.profile import DeviceProfile
 
-Basis = Literal["vendor's compiler", "table estimate"]
 SHUFFLES = {"pixel_shuffle", "pixel_unshuffle", "channel_shuffle", "im2col", "col2im"}
 BYTES: dict[str, int] = {"int8": 1, "uint8": 1, "bool": 1, "int16": 2, "float16": 2, "bfloat16": 2, "int64": 8}
 WIDTHS: set[DType] = {"int8", "int16"}  # that ops may be given one by one
@@ -67,7 +66,7 @@ class Audit(Value, frozen=True, kw_only=True):
     wasted_macs: float  # of the MACs that the NPU does, those on padding
     high_rank: tuple[str, ...]  # places of tensors with more dimensions than the NPU takes
     dynamic: tuple[str, ...]  # dimensions whose size is not fixed
-    basis: Basis = "table estimate"
+    basis: Literal["table estimate"] = "table estimate"  # a compiler's own placement is in the manifest of an export
     ranges: tuple[TensorRange, ...] = ()
     bits: Bits | None = None  # the ops that need more than 8, where an SQNR was asked for
 

@@ -69,7 +69,7 @@ def _card(found: Group, share: float) -> Html:
         tag("h3", found.op, " ", tag("span", found.verdict, class_="bad")),
         tag("p", f"{found.count} op(s), {share:.1%} of the MACs", class_="where"),
         tag("p", found.reason),
-        tag("p", tag("strong", "fix: "), found.fix) if found.fix else NOTHING,
+        tag("p", tag("strong", "fix: "), found.remedy) if found.fix else NOTHING,
         bullets([*named[:MOST_PLACES], *rest]),
         class_="card",
     )

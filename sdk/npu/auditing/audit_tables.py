@@ -6,10 +6,13 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 
+from edgekit import registry
+from edgekit.npu.adaptation import ADAPTATIONS
 from edgekit.npu.auditing.audit import Audit, OpPlacement
 from edgekit.npu.auditing.placement import Verdict
 from edgekit.npu.numbers.bits import Bits
 from edgekit.npu.numbers.ranges import TensorRange
+from edgekit.npu.rewriting import REWRITES
 from edgekit.types import Value
 
 WORST_FIRST: tuple[Verdict, ...] = ("falls back", "needs a rewrite", "runs")
@@ -30,6 +33,13 @@ class Group(Value, frozen=True, kw_only=True):
     def count(self) -> int:
         """How many ops."""
         return sum(self.places.values())
+
+    @property
+    def remedy(self) -> str:
+        """What helps, with what to type where that is known."""
+        if self.fix in registry.names(ADAPTATIONS):
+            return f"{self.fix} (--fix --allow {self.fix})"
+        return f"{self.fix} (--fix)" if self.fix in registry.names(REWRITES) else self.fix
 
     @property
     def alike(self) -> dict[str, int]:
