@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 import torch
@@ -341,6 +343,21 @@ def test_masks_stay_where_samples_have_rows_with_nothing_left() -> None:
     assert [each.kept for each in adapted.log] == [False]
     assert "below 30" in adapted.log[0].reason
     assert adapted.model is model
+
+
+def test_a_lower_end_of_a_clamp_is_no_mask() -> None:
+    data = tokens(8)
+    clamp = Computed(lambda x: (x @ x.mT).clamp(min=torch.finfo(torch.float32).min).softmax(-1))
+    assert not adapt(traced(clamp, data), rules(), allow=["finite_input_masks"], data=data).log
+
+
+class Computed(nn.Module):
+    def __init__(self, compute: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        super().__init__()
+        self.compute = compute
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        return self.compute(input)
 
 
 class Counted(nn.Module):

@@ -21,7 +21,7 @@ from torch.fx.node import map_arg
 
 from edgekit.cost.kernels import op_name
 from edgekit.layered import LayeredModule, shape_of, stored
-from edgekit.npu.auditing.far_numbers import FAR, FILLS, MOVES
+from edgekit.npu.auditing.far_numbers import FAR, FILLS, MAKES, MOVES
 from edgekit.npu.channel_maps import named
 from edgekit.npu.channels import argument
 from edgekit.npu.rewrites._examples import seeded, size
@@ -55,7 +55,8 @@ def input_masks(model: LayeredModule) -> Iterator[tuple[Node, str | None]]:
     constants = _Constants(model)
     readers = dict(_all_masked(model, constants))
     inside = set(readers).union(*(masked.between for masked in readers.values()))
-    for node in dict.fromkeys(node for masked in readers.values() for node in masked.live(constants)):
+    live = {node for masked in readers.values() for node in masked.live(constants)}
+    for node in [node for node in model.graph.nodes if node in live]:
         other = next((user for user in node.users if user not in inside), None)
         own = _far_number(node) or any(map(constants.is_far, node.all_input_nodes))
         reason = None if own else "another op brings minus infinity to it"
@@ -153,9 +154,9 @@ class _Masked:
 
     def why_not(self, reader: Node, axis: int, constants: _Constants) -> str | None:
         """Why these masks must stay; None: something is left in every row."""
-        if unknown := next(iter(self.live(constants)), None):
+        if live := self.live(constants):
             return (
-                f"what {named(unknown)} masks depends on the model's inputs, and whole rows may be masked: "
+                f"what {named(min(live))} masks depends on the model's inputs, and whole rows may be masked: "
                 "--allow finite_input_masks takes those that are not"
             )
         for mask in set(self.masks) - constants.known:
@@ -194,7 +195,7 @@ def _is_far(value: Any) -> bool:
 
 
 def _far_number(node: Node) -> bool:
-    return node.op == "call_function" and any(_is_far(each) for each in node.args)
+    return node.op == "call_function" and op_name(node) in MAKES and any(map(_is_far, node.args))
 
 
 def _condition(fill: Node) -> Any:
