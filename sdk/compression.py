@@ -6,7 +6,6 @@ plain data (`Quantization`); every exporter realises it with its own toolchain, 
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import UnionType
@@ -19,6 +18,7 @@ from torch.export import ExportedProgram
 from edgekit.dataset import Dataset
 from edgekit.errors import InvalidInput, unknown_name
 from edgekit.graph import capture
+from edgekit.layered import copied
 from edgekit.model import Model
 from edgekit.profile import DeviceProfile
 from edgekit.types import Change, DType, Precision, TensorSpec, Value
@@ -134,7 +134,7 @@ def pass_name(step: Pass) -> str:
 
 def with_module(model: CompressedModel, edit: Callable[[nn.Module], None]) -> CompressedModel:
     """The model with a copy of its module after `edit` changed the copy in place."""
-    module = copy.deepcopy(model.model.module)
+    module = copied(model.model.module)
     edit(module)
     return replace(model, model=replace(model.model, module=module))
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, fx, nn
@@ -122,8 +122,11 @@ class LayeredModule(nn.Module):
             return functional_call(layer, faked, args, options)
 
 
-def copied(model: LayeredModule) -> LayeredModule:
-    """A deep copy: an edit of it is seen nowhere else."""
+M = TypeVar("M", bound=nn.Module)
+
+
+def copied(model: M) -> M:
+    """A deep copy of a module, traced or not: an edit of it is seen nowhere else."""
     with quiet():  # torch warns of its own classes when a graph is copied
         return copy.deepcopy(model)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from dataclasses import replace
 from typing import ClassVar
@@ -24,6 +23,7 @@ from edgekit.compression import (
 )
 from edgekit.dataset import Dataset
 from edgekit.errors import InvalidInput
+from edgekit.layered import copied
 from edgekit.passes.int8_static import round_weight
 from edgekit.types import Change
 
@@ -100,7 +100,7 @@ def _shifts(
     module: nn.Module, means: dict[str, Tensor], batch: dict[str, Tensor], per_channel: bool
 ) -> dict[str, Tensor]:
     """What to add to each bias, found in order: a layer sees inputs that are already corrected."""
-    rounded = copy.deepcopy(module)
+    rounded = copied(module)
     shifts: dict[str, Tensor] = {}
 
     def correct(path: str, layer: nn.Module) -> Callable[..., Tensor]:
